@@ -1,0 +1,1 @@
+"""Guest images built from `guests/`, shipped as package data."""
