@@ -11,6 +11,9 @@ KINDS = {
     "exits": r"KVM_EXIT_[A-Z]\w+",
 }
 
+# ioctls whose argument types exist only on other architectures.
+OTHER_ARCHITECTURE = re.compile(r"KVM_(ARM|PPC|S390|RISCV|LOONGARCH|ALLOCATE_RMA|CREATE_SPAPR)")
+
 
 def preprocessor_names() -> list[str]:
     """Every macro that <linux/kvm.h> and our fallbacks for newer kernels define."""
@@ -28,7 +31,8 @@ def ioctl_macros() -> dict[str, str]:
         ["cc", "-E", "-dM", "-I", str(include), "-include", "kvm_compat.h", "-x", "c", "/dev/null"],
         check=True, capture_output=True, text=True,
     ).stdout
-    return dict(re.findall(r"^#define (KVM_\w+) (_IO[RW]*\(.*\))$", out, re.M))
+    found = dict(re.findall(r"^#define (KVM_\w+) (_IO[RW]*\(.*\))$", out, re.M))
+    return {n: body for n, body in found.items() if not OTHER_ARCHITECTURE.match(n)}
 
 
 def write_tables(target: pathlib.Path) -> None:
