@@ -51,7 +51,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             shutil.copytree(ROOT / "src", pathlib.Path(scratch, "native", "src"))
             built = pathlib.Path(ffibuilder.compile(tmpdir=scratch, verbose=False))
-            target = root / "pykvm" / built.name
+            target = root / "pykvm" / "_native.abi3.so"
             partial = target.with_suffix(".partial")
             shutil.copy2(built, partial)
             os.replace(partial, target)
