@@ -21,9 +21,11 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pykvm._native import ffi
+from pykvm._native import ffi, lib
+
 from pykvm.errors import PykvmError
 from pykvm.kvm.errors import ClosedError
+from pykvm.sparsefile import data_extents
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 PAGE_SIZE = 4096
 _LIMIT = 1 << 64
 _MAP_NORESERVE = 0x4000  # not in every mmap module; the value is the same on all of x86
+_PUNCH_FROM = 64 << 10  # below, writing zeros is cheaper than dropping pages
 _HUGE_SIZES = {"2M": 2 << 20, "1G": 1 << 30}
 _HUGE_FLAGS = {"2M": os.MFD_HUGE_2MB, "1G": os.MFD_HUGE_1GB}
 # Nobody may shrink the file under the mapping (that would be SIGBUS here and in the kernel).
@@ -193,22 +196,30 @@ class MemoryRegion:
             if start < end:
                 yield start, end - start
             return
-        at = start
-        while at < end:
+        for at, length in data_extents(self.fd, self.offset + start, self.offset + end):
+            yield at - self.offset, length
+
+    def fill(self, offset: int, length: int, byte: int = 0) -> None:
+        """Set `length` bytes at `offset` (from the region's start) to `byte` (0 to 255).
+
+        Large ranges of zeros are made by giving whole pages back to the host.
+        """
+        view = self._live()
+        self._check(self._gpa + offset, length)
+        low, high = offset, offset
+        if byte == 0 and length >= _PUNCH_FROM and not self.private:
+            page = _HUGE_SIZES.get(self.huge_pages or "", PAGE_SIZE)
+            first, last = -(-offset // page) * page, (offset + length) // page * page
             try:
-                data = os.lseek(self.fd, self.offset + at, os.SEEK_DATA) - self.offset
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # no data any more
-                    return
-                if error.errno == errno.EINVAL:  # a file system without SEEK_DATA
-                    yield at, end - at
-                    return
-                raise
-            if data >= end:
-                return
-            hole = min(os.lseek(self.fd, self.offset + data, os.SEEK_HOLE) - self.offset, end)
-            yield data, hole - data
-            at = hole
+                if first < last:
+                    self._map.madvise(mmap.MADV_REMOVE, first, last - first)
+                    low, high = first, last
+            except OSError:  # a file system that cannot punch holes
+                pass
+        for start, end in ((offset, low), (high, offset + length)):
+            if start < end:
+                with ffi.from_buffer(view[start:end]) as target:
+                    lib.pykvm_memory_fill(target, end - start, byte)
 
     def close(self) -> None:
         """Give up the file and, once no view is left, the mapping. Closing twice is harmless.
