@@ -1,4 +1,4 @@
-/* measure [-m] [-t SECONDS] [-o FILE] -- COMMAND...: starts COMMAND with its stdout on a pipe and its stdin from /dev/null, and
+/* measure [-m] [-t SECONDS] [-k BYTES] [-o FILE] -- COMMAND...: starts COMMAND with its stdout on a pipe and its stdin from /dev/null, and
  * prints one JSON line of what it cost:
  *   first_ns   from just before fork to the first byte on the pipe (null: none came)
  *   end_ns     from just before fork to the end of the process
@@ -7,6 +7,7 @@
  * With -m, /proc/PID/status is also read about every 200 us (this costs time: take times from runs without it):
  *   private    peak of RssAnon + RssFile in bytes: everything resident except shared memory
  *   shared     peak of RssShmem in bytes: guest RAM that was touched, where the guest RAM is a memfd
+ * -k ends COMMAND once so many bytes came over the pipe: for a VMM that stays when its guest has halted.
  * -o keeps what came over the pipe. A program of its own, not Python: so that neither start nor clock depends on an
  * interpreter, and ru_maxrss starts from this small process (a child's peak counts the memory of what it was forked from). */
 #define _GNU_SOURCE
@@ -91,19 +92,21 @@ static pid_t start(char **command, int *read_end)
 int main(int argc, char **argv)
 {
     int memory = 0, option, keep = -1, timed_out = 0, ended = 0;
-    uint64_t limit = 30;
-    while ((option = getopt(argc, argv, "+mt:o:")) != -1) {
+    uint64_t limit = 30, enough = 0, bytes = 0;
+    while ((option = getopt(argc, argv, "+mt:k:o:")) != -1) {
         if (option == 'm')
             memory = 1;
         else if (option == 't')
             limit = strtoull(optarg, NULL, 10);
+        else if (option == 'k')
+            enough = strtoull(optarg, NULL, 10);
         else if (option == 'o')
             keep = open(optarg, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
         else
             return 125;
     }
     if (optind >= argc) {
-        fprintf(stderr, "usage: measure [-m] [-t SECONDS] [-o FILE] -- COMMAND...\n");
+        fprintf(stderr, "usage: measure [-m] [-t SECONDS] [-k BYTES] [-o FILE] -- COMMAND...\n");
         return 125;
     }
 
@@ -128,6 +131,8 @@ int main(int argc, char **argv)
                 first = now_ns() - begin;
             if (n > 0 && keep >= 0 && write(keep, buffer, (size_t)n) != n)
                 die("write");
+            if (n > 0 && enough && (bytes += (uint64_t)n) >= enough)
+                kill(pid, SIGKILL);
             if (n == 0)
                 out = -1; /* poll ignores a negative fd */
         } else if (fds[1].revents) {

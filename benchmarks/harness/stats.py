@@ -1,0 +1,92 @@
+"""Medians and spreads: what is left of a measurement on a machine that others use too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .model import CaseResult, Comparison
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The middle of some values: median, and the quartiles around it. `n` values."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def iqr(self) -> float:
+        """Distance between the quartiles: half of all values lie within it."""
+        return self.high - self.low
+
+
+def quantile(values: Sequence[float], fraction: float) -> float:
+    """The `fraction` quantile, interpolated linearly between the two nearest values (the usual
+    "type 7").
+    """
+    ordered = sorted(values)
+    if not ordered:
+        raise ValueError("quantile of no values")
+    position = fraction * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles of at least one value."""
+    return Spread(
+        quantile(values, 0.5), quantile(values, 0.25), quantile(values, 0.75), len(values)
+    )
+
+
+def relate(comparison: Comparison, ours: Sequence[float], peer: Sequence[float]) -> list[float]:
+    """Relates values pair by pair: round n of ours with round n of the peer, taken right after one
+    another.
+
+    A slow moment of the host hits both halves of a pair, so this varies less than the ratio of two
+    medians.
+    """
+    if comparison.relation == "value":
+        return list(ours)
+    pairs = list(zip(ours, peer, strict=True))
+    if comparison.relation == "added":
+        return [a - b for a, b in pairs]
+    return [a / b for a, b in pairs]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison with its numbers.
+
+    `problem` instead of them where a side could not be measured.
+    """
+
+    comparison: Comparison
+    ours: Spread | None = None
+    peer: Spread | None = None
+    related: Spread | None = None
+    problem: str = ""
+
+    @property
+    def verdict(self) -> bool | None:
+        """Whether the median meets all goals; None where there is no goal or no number."""
+        if self.related is None or not self.comparison.goals:
+            return None
+        return all(goal.met(self.related.median) for goal in self.comparison.goals)
+
+
+def evaluate(result: CaseResult, comparison: Comparison) -> Row:
+    """The table row of one comparison of a measured case."""
+    names = [comparison.ours] + ([comparison.peer] if comparison.peer else [])
+    for name in names:
+        if name in result.failures:
+            return Row(comparison, problem=result.failures[name])
+    ours = [sample[comparison.metric] for sample in result.samples[comparison.ours]]
+    if comparison.peer is None:
+        return Row(comparison, spread(ours), None, spread(relate(comparison, ours, [])))
+    peer = [sample[comparison.metric] for sample in result.samples[comparison.peer]]
+    return Row(comparison, spread(ours), spread(peer), spread(relate(comparison, ours, peer)))
