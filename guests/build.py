@@ -147,7 +147,7 @@ class Toolchain:
         key = (source, bits)
         if key not in self.objects:
             relative = source.relative_to(HERE)
-            target = self.work / "objects" / str(bits) / relative.with_suffix(".o")
+            target = self.work / "objects" / str(bits) / relative.with_name(relative.name + ".o")
             target.parent.mkdir(parents=True, exist_ok=True)
             for_as, for_gcc = OBJECT[bits]
             if source.suffix == ".S":
