@@ -111,6 +111,8 @@ def device(kind: str, image_path: str) -> dict[str, int]:
 
     class Counter(Device):
         name = "counter"
+        access_sizes = (1, 2, 4)
+        max_access = 4
         exits = 0
         total = 0
 

@@ -146,6 +146,6 @@ def instructions(command: Sequence[str], *, env: dict[str, str]) -> float:
         raise BenchError(f"{_short(command)} under valgrind took over {TIMEOUT} s") from None
     found = _I_REFS.search(done.stderr)
     if done.returncode or not found:
-        words = done.stderr.strip().splitlines()
-        raise BenchError(f"{_short(command)} under valgrind failed: {words[-1] if words else ''}")
+        own = [line for line in done.stderr.splitlines() if line and not line.startswith("==")]
+        raise BenchError(f"{_short(command)} under valgrind failed: {own[-1] if own else ''}")
     return float(found.group(1).replace(",", ""))

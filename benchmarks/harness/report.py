@@ -68,15 +68,13 @@ def cells(row: Row) -> tuple[str, ...]:
     """One table row as texts, in the order of COLUMNS."""
     comparison = row.comparison
     goal = goal_text(comparison, comparison.goals)
-    if row.problem:
-        return (comparison.label, "—", "—", comparison.peer or "", row.problem, goal, "")
     verdict = {True: "yes", False: "no", None: ""}[row.verdict]
     return (
         comparison.label,
         with_spread(row.ours, comparison.unit),
         with_spread(row.peer, comparison.unit),
         comparison.peer or "",
-        related(comparison, row.related),
+        row.problem or related(comparison, row.related),
         goal,
         verdict,
     )

@@ -80,13 +80,18 @@ class Row:
 
 
 def evaluate(result: CaseResult, comparison: Comparison) -> Row:
-    """The table row of one comparison of a measured case."""
+    """The table row of one comparison of a measured case.
+
+    Where one side failed, the other's numbers stay in the row.
+    """
     names = [comparison.ours] + ([comparison.peer] if comparison.peer else [])
-    for name in names:
-        if name in result.failures:
-            return Row(comparison, problem=result.failures[name])
-    ours = [sample[comparison.metric] for sample in result.samples[comparison.ours]]
-    if comparison.peer is None:
-        return Row(comparison, spread(ours), None, spread(relate(comparison, ours, [])))
-    peer = [sample[comparison.metric] for sample in result.samples[comparison.peer]]
-    return Row(comparison, spread(ours), spread(peer), spread(relate(comparison, ours, peer)))
+    problems = [result.failures[name] for name in names if name in result.failures]
+    values = [
+        [sample[comparison.metric] for sample in result.samples.get(name, [])] for name in names
+    ]
+    spreads = [spread(of_side) if of_side else None for of_side in values]
+    ours, peer = spreads[0], spreads[1] if comparison.peer else None
+    if problems:
+        return Row(comparison, ours, peer, problem=problems[0])
+    related = relate(comparison, values[0], values[1] if comparison.peer else [])
+    return Row(comparison, ours, peer, spread(related))

@@ -89,4 +89,6 @@ def test_a_side_that_failed_leaves_a_reason_and_no_verdict() -> None:
     goal = (Goal("<=", 2.0),)
     row = evaluate(result, Comparison("x", "ns", "ns", "ours", "peer", "ratio", goal))
     assert row.problem == "it is not installed"
+    assert row.ours == Spread(3, 3, 3, 1)
+    assert (row.peer, row.related) == (None, None)
     assert row.verdict is None
