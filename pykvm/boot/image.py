@@ -1,0 +1,115 @@
+"""A loaded image: what goes where in guest memory, and the CPU state that starts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pykvm.boot.errors import ImageError, human_size, span
+from pykvm.boot.symbols import SymbolTable
+
+if TYPE_CHECKING:
+    from pykvm.arch.state import CpuState
+    from pykvm.boot.source import Source
+
+Mode = Literal["real", "protected", "long"]
+"""The processor mode an image is entered in: 16-bit real, flat 32-bit without paging, 64-bit
+long."""
+
+MODES: tuple[Mode, ...] = ("real", "protected", "long")
+
+
+class Memory(Protocol):
+    """The part of `pykvm.memory.GuestMemory` that placing needs; addresses are guest-physical."""
+
+    def contains(self, gpa: int, n: int, /) -> bool:
+        """Whether all of `n` bytes from `gpa` are guest memory."""
+
+    def write(self, gpa: int, data: bytes | memoryview, /) -> None:
+        """Copy `data` to `gpa`."""
+
+    def fill(self, gpa: int, n: int, byte: int, /) -> None:
+        """Set `n` bytes from `gpa` to `byte`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One piece of guest memory that an image fills."""
+
+    gpa: int
+    """Guest-physical address of the first byte."""
+    data: bytes | memoryview
+    """The bytes to copy there; a view of the image where possible, so nothing is copied twice."""
+    mem_size: int
+    """Size in memory, at least `len(data)`; the rest is filled with zeros when it is placed."""
+    what: str = "segment"
+    """What this is, for messages and listings."""
+
+    @property
+    def end(self) -> int:
+        """Guest-physical address one past the last byte."""
+        return self.gpa + self.mem_size
+
+
+@dataclass(slots=True)
+class LoadedImage:
+    """An image that has been checked and laid out, and not yet copied into a guest.
+
+    It may be placed more than once (a reset loads it again).
+    """
+
+    name: str
+    """The image's name in messages."""
+    format: str
+    """`flat`, `elf` or `multiboot`."""
+    segments: list[Segment]
+    """All that goes into memory besides the tables of `state`; disjoint pieces of RAM."""
+    entry: int
+    """First instruction: guest-physical (linear), or guest-virtual for an ELF entered by virtual
+    address."""
+    mode: Mode
+    """The mode the guest starts in."""
+    state: CpuState
+    """Everything the first vCPU needs, with the descriptor and page tables to be put in memory."""
+    notes: list[str] = field(default_factory=list)
+    """Remarks a user may want to see: choices the loader made, things it left out."""
+    symbol_table: SymbolTable = field(default_factory=SymbolTable)
+    """The image's symbols, read on first use."""
+    sources: tuple[Source, ...] = ()
+    """Where `segments` take their bytes from."""
+
+    def symbols(self) -> dict[str, int]:
+        """All symbols as name → address (as linked: guest-virtual); empty if the image has none.
+
+        Read on first use. Where a name occurs twice, a global symbol wins over a local one.
+        """
+        return self.symbol_table.names
+
+    def symbol_at(self, address: int) -> str | None:
+        """The symbol at or before `address` as `name` or `name+0x12`; None if there is none."""
+        return self.symbol_table.at(address)
+
+    def place(self, memory: Memory) -> None:
+        """Write the segments and the tables of `state` into guest memory.
+
+        Everything is checked before the first byte is written. Raises `ImageError` if a piece does
+        not lie in `memory` or a mapped image file has been cut short.
+        """
+        for source in self.sources:
+            source.check_unchanged()
+        pieces = [(s.gpa, s.mem_size, s.what) for s in self.segments]
+        pieces += [(gpa, len(data), "tables for the entry mode") for gpa, data in self.state.memory]
+        for gpa, size, what in pieces:
+            if not memory.contains(gpa, size):
+                raise ImageError(
+                    f"{self.name}: {what} at {span(gpa, size)} ({human_size(size)}) lies outside "
+                    "the guest's memory: give the guest more memory or link the image lower"
+                )
+        for segment in self.segments:
+            loaded = len(segment.data)
+            if loaded:
+                memory.write(segment.gpa, segment.data)
+            if segment.mem_size > loaded:
+                memory.fill(segment.gpa + loaded, segment.mem_size - loaded, 0)
+        for gpa, data in self.state.memory:
+            memory.write(gpa, data)

@@ -1,0 +1,206 @@
+"""`load_image`: look at an image, lay it out in guest memory, and prepare the CPU to enter it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pykvm.boot.detect import FORMATS, Format, detect
+from pykvm.boot.entrystate import entry_state
+from pykvm.boot.errors import ImageError, printable
+from pykvm.boot.image import MODES, LoadedImage, Mode, Segment
+from pykvm.boot.layout import Layout
+from pykvm.boot.source import ImageInput, Source, open_source
+
+if TYPE_CHECKING:
+    from pykvm.boot.multiboot import Module
+
+_ADDRESS_LIMIT = 1 << 64
+
+
+def load_image(
+    image: ImageInput,
+    *,
+    memory_size: int,
+    load: int | None = None,
+    entry: int | None = None,
+    mode: Mode | None = None,
+    format: Format | str = "auto",
+    modules: Sequence[Module] = (),
+    cmdline: str = "",
+    ram: Sequence[tuple[int, int]] | None = None,
+) -> LoadedImage:
+    """Prepare `image` (a path, or the bytes themselves) for a guest with `memory_size` bytes from
+    address 0.
+
+    - `load`: guest-physical address of a flat image (default 0x1000, a boot sector 0x7c00) or of a
+      position-independent ELF file.
+    - `entry`: where to start instead of where the image says: guest-physical (linear) for flat and
+      multiboot images, virtual or physical for ELF.
+    - `mode`: `real`, `protected` or `long`. Default: flat `real`, ELF32 `protected`, ELF64 `long`.
+      Multiboot is always `protected`.
+    - `format`: `auto` (look at it), `flat`, `elf` or `multiboot`.
+    - `modules`, `cmdline`: for multiboot kernels only; see `pykvm.boot.multiboot.Module`.
+    - `ram`: the guest's memory as (guest-physical address, size) pieces, if it has holes.
+
+    Nothing is copied or run yet: `LoadedImage.place` fills the memory and `LoadedImage.state`
+    starts the CPU. Raises `ImageError`, one sentence, for an image or argument that cannot be
+    used.
+    """
+    _check_number("load address", load)
+    _check_number("entry address", entry)
+    _check_number("memory size", memory_size)
+    _check_choice("mode", mode, MODES, None)
+    _check_choice("format", format, FORMATS, "auto")
+    source = open_source(image)
+    layout = Layout(source.name, [(0, memory_size)] if ram is None else ram)
+    chosen = detect(source.name, source.data) if format == "auto" else format
+    if chosen == "multiboot":
+        return _load_multiboot(source, layout, load, entry, mode, modules, cmdline)
+    for what, given in (("modules", bool(modules)), ("a command line", bool(cmdline))):
+        if given:
+            raise ImageError(
+                f"{source.name}: {what} can only be given to a multiboot kernel and this is "
+                f"{'an ELF' if chosen == 'elf' else 'a flat'} image: leave {what} out"
+            )
+    if chosen == "elf":
+        return _load_elf(source, layout, load, entry, mode)
+    return _load_flat(source, layout, load, entry, mode or "real")
+
+
+def _load_flat(
+    source: Source, layout: Layout, load: int | None, entry: int | None, mode: Mode
+) -> LoadedImage:
+    from pykvm.boot import flat
+
+    segment, start = flat.claim(layout, source.data, load, entry)
+    notes = []
+    if mode == "real" and flat.is_boot_sector(source.data):
+        state = entry_state(layout, mode, start, real_stack=flat.BOOT_SECTOR_LOAD)
+        state.regs["rdx"] = flat.BOOT_DRIVE
+        notes.append(f"boot sector: DL is {flat.BOOT_DRIVE:#x}, the first hard disk")
+    else:
+        state = entry_state(layout, mode, start)
+    return LoadedImage(
+        name=source.name,
+        format="flat",
+        segments=[segment],
+        entry=start,
+        mode=mode,
+        state=state,
+        notes=notes,
+        sources=(source,),
+    )
+
+
+def _load_elf(
+    source: Source, layout: Layout, load: int | None, entry: int | None, mode: Mode | None
+) -> LoadedImage:
+    from pykvm.boot.elf import ElfImage
+    from pykvm.boot.elf_symbols import symbol_table
+
+    elf = ElfImage(source.name, source.data, load)
+    mode = mode or elf.default_mode
+    segments = elf.claim(layout)
+    where = elf.resolve_entry(entry)
+    start, mappings = where.physical, []
+    if mode == "long":
+        start, mappings = where.virtual, elf.mappings(where)
+    notes = [
+        f"virtual {va:#x} is mapped to physical {pa:#x} ({size:#x} bytes)"
+        for va, pa, size in mappings
+    ]
+    if mode != "long" and where.is_mapped:
+        notes.append(f"entered at physical {start:#x}, where virtual {where.virtual:#x} is loaded")
+    return LoadedImage(
+        name=source.name,
+        format="elf",
+        segments=segments,
+        entry=start,
+        mode=mode,
+        state=entry_state(layout, mode, start, mappings),
+        notes=notes,
+        symbol_table=symbol_table(elf),
+        sources=(source,),
+    )
+
+
+def _load_multiboot(
+    source: Source,
+    layout: Layout,
+    load: int | None,
+    entry: int | None,
+    mode: Mode | None,
+    modules: Sequence[Module],
+    cmdline: str,
+) -> LoadedImage:
+    from pykvm.boot import multiboot
+    from pykvm.boot.multiboot_header import SEARCH, find_header
+
+    name = source.name
+    if mode not in (None, "protected"):
+        raise ImageError(
+            f"{name}: a multiboot kernel starts in protected mode, not in {mode} mode: leave the "
+            'mode out, or choose format="elf" or format="flat"'
+        )
+    if load is not None:
+        raise ImageError(
+            f"{name}: a multiboot kernel says itself where it is loaded, not at {load:#x}: leave "
+            'the load address out, or choose format="flat"'
+        )
+    header = find_header(source.data)
+    if header is None:
+        raise ImageError(
+            f"{name}: there is no multiboot header in its first {SEARCH} bytes: give a multiboot "
+            "kernel, or leave the format out"
+        )
+    multiboot.check_flags(name, header)
+    kernel = multiboot.claim_kernel(layout, source, header, entry)
+    state = entry_state(layout, "protected", kernel.entry)
+    opened = multiboot.open_modules(modules)
+    module_segments = multiboot.claim_modules(layout, opened)
+    notes = [f"{segment.what}: {segment.gpa:#x}-{segment.end:#x}" for segment in module_segments]
+    symbol_segments: list[Segment] = []
+    symbols = None
+    if kernel.elf is not None:
+        try:
+            symbol_segments, symbols = multiboot.claim_symbols(layout, kernel.elf)
+        except ImageError as error:
+            notes.append(f"the kernel is not told its symbols ({error})")
+    strings = [text for _, text in opened]
+    info = multiboot.information(
+        layout, cmdline, list(zip(module_segments, strings, strict=True)), symbols
+    )
+    state.regs["rax"] = multiboot.BOOTLOADER_MAGIC
+    state.regs["rbx"] = info.gpa
+    return LoadedImage(
+        name=name,
+        format="multiboot",
+        segments=[*kernel.segments, *module_segments, *symbol_segments, info],
+        entry=kernel.entry,
+        mode="protected",
+        state=state,
+        notes=notes,
+        symbol_table=kernel.symbols,
+        sources=(source, *(s for s, _ in opened)),
+    )
+
+
+def _check_number(what: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ImageError(
+            f"the {what} is {printable(repr(value))}, not an integer: give a number of bytes"
+        )
+    if not 0 <= value < _ADDRESS_LIMIT:
+        raise ImageError(
+            f"the {what} {value:#x} is not in 0..{_ADDRESS_LIMIT - 1:#x}: give a 64-bit number"
+        )
+
+
+def _check_choice(what: str, value: Any, known: tuple[str, ...], default: str | None) -> None:
+    if value == default or value in known:
+        return
+    choices = ", ".join(known if default is None else (default, *known))
+    raise ImageError(f"the {what} {printable(repr(value))} is not known: choose one of {choices}")
