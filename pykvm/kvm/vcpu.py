@@ -48,7 +48,7 @@ class Vcpu(VcpuState, FdOwner):
         self.vm = vm
         self.id = vcpu_id
         self._native: Any = None
-        super().__init__(fd)
+        super().__init__(fd, f"vCPU {vcpu_id}")
         try:
             self._mapping = mmap.mmap(fd, run_size)
             self._run: Any = ffi.cast("struct kvm_run *", ffi.from_buffer(self._mapping))
@@ -68,18 +68,15 @@ class Vcpu(VcpuState, FdOwner):
         self._regs = Regs(self, sync.regs, SYNC_REGS)
         self._sregs = Sregs(self, sync.sregs)
 
-    def _name(self) -> str:
-        return f"vCPU {self.id}"
-
-    def ioctl(self, request: str | int, argument: Any = 0) -> int:
-        """As `FdOwner.ioctl`; registers that were changed are written to the kernel first."""
+    def _before_ioctl(self, name: str) -> None:
+        # Every other ioctl must see what the user wrote; a setter makes our copy stale.
         native = self._native
-        if native is not None:
-            if native.sync_dirty:
-                self.flush()
-            if not (isinstance(request, str) and request.startswith("KVM_GET")):
-                native.sync_valid = 0  # a setter may make our copy stale
-        return super().ioctl(request, argument)
+        if native is None:
+            return
+        if native.sync_dirty:
+            self.flush()
+        if not name.startswith("KVM_GET"):
+            native.sync_valid = 0
 
     # -- registers ---------------------------------------------------------------------------
 
