@@ -48,3 +48,10 @@ void pic_eoi(unsigned irq)
         outb(PIC2, 0x20);
     outb(PIC1, 0x20);
 }
+
+/* For set_handler(VECTOR_PIC + 7, …): the PIC's way to say that a request went away before the CPU
+   asked. There is nothing to do, and no EOI to give. */
+void pic_spurious(struct frame *frame)
+{
+    (void)frame;
+}

@@ -130,6 +130,7 @@ void lapic_init(void);
 void pic_init(void);
 void pic_mask(uint16_t mask);
 void pic_eoi(unsigned irq);
+void pic_spurious(struct frame *frame);
 
 /* other privilege levels and CPUs ------------------------------------------------------------- */
 
