@@ -165,6 +165,7 @@ void pykvm_account_exit(struct pykvm_vcpu *v, uint64_t before, uint64_t after, u
 void pykvm_account_entry(struct pykvm_vcpu *v, uint64_t now);
 long pykvm_rearm(struct pykvm_vcpu *v);
 uint64_t pykvm_now_ns(void);
+int pykvm_thread_id(void);
 extern __thread struct pykvm_vcpu *pykvm_current;
 
 static inline uint64_t pykvm_tsc(void) { return __builtin_ia32_rdtsc(); }

@@ -11,6 +11,18 @@
 __thread struct pykvm_vcpu *pykvm_current;
 static int kick_signal;
 
+/* gettid() once per thread: a system call per exit would be dearer than the rest of the loop. */
+static __thread int thread_id;
+
+int pykvm_thread_id(void)
+{
+    if (!thread_id)
+        thread_id = (int)syscall(SYS_gettid);
+    return thread_id;
+}
+
+static void forget_thread_id(void) { thread_id = 0; }  /* the child of a fork has another */
+
 #ifndef sigev_notify_thread_id
 #define sigev_notify_thread_id _sigev_un._tid
 #endif
@@ -41,7 +53,7 @@ long pykvm_signals_init(int signum)
     if (sigaction(signum, &new, NULL) < 0)
         return -errno;
     kick_signal = signum;
-    return 0;
+    return -pthread_atfork(NULL, NULL, forget_thread_id);
 }
 
 int pykvm_kick_signal(void) { return kick_signal; }
@@ -89,7 +101,7 @@ long pykvm_rearm(struct pykvm_vcpu *v)
 
 long pykvm_watch(struct pykvm_vcpu *v, uint64_t timeout_ns, int halt_check)
 {
-    int tid = (int)syscall(SYS_gettid);
+    int tid = pykvm_thread_id();
     if (v->timer_tid != tid) {
         if (v->timer_tid)
             timer_delete(v->timer);

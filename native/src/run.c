@@ -2,8 +2,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #include "pykvm_native.h"
 
 #define CODE(kind, size, port, high) \
@@ -256,7 +254,7 @@ static uint64_t loop(struct pykvm_vcpu *v)
 uint64_t pykvm_resume(struct pykvm_vcpu *v)
 {
     pykvm_current = v;
-    __atomic_store_n(&v->tid, (int)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
+    __atomic_store_n(&v->tid, pykvm_thread_id(), __ATOMIC_SEQ_CST);
     uint64_t code = loop(v);
     __atomic_store_n(&v->tid, 0, __ATOMIC_SEQ_CST);
     pykvm_current = NULL;
