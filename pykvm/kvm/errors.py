@@ -21,7 +21,9 @@ class KvmError(PykvmError, OSError):
     argument: str | None
     hint: str
 
-    def __init__(self, ioctl: str, errno: int, argument: str | None = None, hint: str = "") -> None:
+    def __init__(
+        self, ioctl: str, errno: int, argument: str | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(errno, os.strerror(errno))
         self.ioctl = ioctl
         self.argument = argument

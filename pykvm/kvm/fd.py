@@ -36,10 +36,9 @@ class FdOwner:
     resources that must go even when the object is only garbage into `_at_close()`.
     """
 
-    _what = "file"
-
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
+        self._name = name
         self._cleanups: list[Callable[[], object]] = []
         self._finalizer = weakref.finalize(self, _release, fd, self._cleanups)
 
@@ -74,7 +73,11 @@ class FdOwner:
         the ioctl's structure (a pointer or an array, which the caller keeps alive). The interpreter
         lock is released meanwhile. Raises `KvmError`, `ClosedError`.
         """
-        number = request if isinstance(request, int) else IOCTLS[request].number
+        if isinstance(request, str):
+            name, number = request, IOCTLS[request].number
+        else:
+            name, number = name_of(request), request
+        self._before_ioctl(name)
         call = lib.pykvm_ioctl_int if isinstance(argument, int) else lib.pykvm_ioctl
         while True:
             fd = self._fd
@@ -85,7 +88,6 @@ class FdOwner:
                 return result
             if result == -errno.EINTR and number != _KVM_RUN:
                 continue  # Python's own signal handlers have run between the calls
-            name = request if isinstance(request, str) else name_of(number)
             raise KvmError(name, -result)
 
     def _before_close(self) -> None:
@@ -95,12 +97,11 @@ class FdOwner:
         """Runs `cleanup` before the descriptor goes. It must not refer to this object."""
         self._cleanups.append(cleanup)
 
-    def _name(self) -> str:
-        """What this is, for messages: "vCPU 0"."""
-        return self._what
+    def _before_ioctl(self, name: str) -> None:
+        """Called before every ioctl, with its name; for state that is held back in user space."""
 
     def _closed_error(self) -> ClosedError:
-        return ClosedError(f"the {self._name()} is closed; make a new one")
+        return ClosedError(f"the {self._name} is closed; make a new one")
 
     def __enter__(self) -> Self:
         if self._fd < 0:
@@ -117,7 +118,7 @@ class FdOwner:
 
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
-        return f"<{type(self).__name__} {self._name()} {state}>"
+        return f"<{type(self).__name__} {self._name} {state}>"
 
 
 _KVM_RUN = IOCTLS["KVM_RUN"].number

@@ -1,0 +1,22 @@
+"""`KvmDevice`: a device that the kernel emulates for a VM (KVM API, 4.79 KVM_CREATE_DEVICE)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm.kvm.attributes import AttributeOwner
+
+if TYPE_CHECKING:
+    from pykvm.kvm.vm import Vm
+
+
+class KvmDevice(AttributeOwner):
+    """An in-kernel device; made by `Vm.create_device(type)`, driven by its attributes.
+
+    On x86 the one type is `constants.KVM_DEV_TYPE_VFIO`, which ties VFIO groups to the VM.
+    """
+
+    def __init__(self, vm: Vm, fd: int, device_type: int) -> None:
+        super().__init__(fd, f"KVM device of type {device_type}")
+        self.vm = vm
+        self.type = device_type
