@@ -23,6 +23,7 @@ from pykvm.kvm.registers import SYNC_REGS, SYNC_SREGS, Regs, Sregs
 from pykvm.kvm.vcpu_state import VcpuState
 
 if TYPE_CHECKING:
+    from pykvm.kvm.exit_site import Site
     from pykvm.kvm.exits import Exit
     from pykvm.kvm.vm import Vm
 
@@ -64,6 +65,7 @@ class Vcpu(VcpuState, FdOwner):
         self._native = native
         native.rules = vm.rules._native
         self._exit: Exit | None = None
+        self._exit_sites: dict[int, Site] = {}
         sync = self._run.s.regs
         self._regs = Regs(self, sync.regs, SYNC_REGS)
         self._sregs = Sregs(self, sync.sregs)
@@ -76,6 +78,7 @@ class Vcpu(VcpuState, FdOwner):
         if native.sync_dirty:
             self.flush()
         if not name.startswith("KVM_GET"):
+            self._pin_exit()
             native.sync_valid = 0
 
     # -- registers ---------------------------------------------------------------------------
@@ -96,12 +99,15 @@ class Vcpu(VcpuState, FdOwner):
             raise KvmError("KVM_GET_REGS" if part == SYNC_REGS else "KVM_GET_SREGS", -result)
 
     def _touch(self, part: int) -> None:
+        self._pin_exit()
         lib.pykvm_touch(self._native, part)
 
     def flush(self) -> None:
         """Writes changed registers to the kernel now. Raises `KvmError` naming the bad field."""
         if self._native is None:
             raise self._closed_error()
+        if self._native.pending and self._native.sync_dirty:
+            self._detach_exit()  # what is pending is completed first: kvm_run changes
         result = lib.pykvm_flush(self._native)
         if result < 0:
             self._refused(-result, "KVM_SET_SREGS")
@@ -166,6 +172,11 @@ class Vcpu(VcpuState, FdOwner):
             if sys.getrefcount(self._exit) > 2:
                 self._exit._detach()
             self._exit = None
+
+    def _pin_exit(self) -> None:
+        # Registers are about to be changed: an exit that somebody holds keeps those it came with.
+        if self._exit is not None and sys.getrefcount(self._exit) > 2:
+            self._exit._pin()
 
     def complete(self) -> Exit | None:
         """Finishes a pending IN, MMIO read, RDMSR or hypercall without running the guest.
@@ -240,7 +251,8 @@ class Vcpu(VcpuState, FdOwner):
         """Tells the loop where the VM's coalesced ring is (KVM API 4.116): called by `Vm`."""
         page = self.vm.coalesced_page
         self._native.coalesced = ffi.cast(
-            "struct kvm_coalesced_mmio_ring *", ffi.cast("char *", self._run) + page * _COALESCED_PAGE
+            "struct kvm_coalesced_mmio_ring *",
+            ffi.cast("char *", self._run) + page * _COALESCED_PAGE,
         )
 
     # -- life ------------------------------------------------------------------------------------
@@ -249,6 +261,7 @@ class Vcpu(VcpuState, FdOwner):
         if self._native is not None:
             self._detach_exit()
             self._native = None
+        super()._before_close()
 
     def __repr__(self) -> str:
         state = "closed" if self._native is None else f"rip={self.regs.rip:#x}"

@@ -26,21 +26,15 @@ IDENTITY_MAP = 0xFFFB_C000
 CAPTURE_LIMIT = 1 << 20
 
 
-def make_vm(kvm: Kvm, irqchip: str) -> Vm:
-    """A VM with its interrupt controllers, in the order that KVM wants."""
-    vm = kvm.create_vm()
-    try:
-        vm.set_identity_map_addr(IDENTITY_MAP)
-        vm.set_tss_addr(TSS_ADDRESS)
-        if irqchip == "kernel":
-            vm.create_irqchip()
-            vm.create_pit2(speaker=True)
-        elif irqchip == "split":
-            vm.create_split_irqchip()
-    except BaseException:
-        vm.close()
-        raise
-    return vm
+def add_irqchip(vm: Vm, irqchip: str) -> None:
+    """The interrupt controllers. After the memory: adding a slot then waits for KVM's readers."""
+    vm.set_identity_map_addr(IDENTITY_MAP)
+    vm.set_tss_addr(TSS_ADDRESS)
+    if irqchip == "kernel":
+        vm.create_irqchip()
+        vm.create_pit2(speaker=True)
+    elif irqchip == "split":
+        vm.create_split_irqchip()
 
 
 def add_ram(vm: Vm, size: int, huge_pages: str | None) -> GuestMemory:

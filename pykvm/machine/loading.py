@@ -38,6 +38,11 @@ def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
     source = resolve(image, options)
     ram = [(r.gpa, r.size) for r in machine.memory.regions]
     loaded = boot.load_image(source, memory_size=machine.memory_size, ram=ram, **options)
+    if machine.has_run:
+        from pykvm.machine.vcpu_reset import reset_cpus
+
+        reset_cpus(machine)  # the last guest may have left the CPU halted, or an interrupt pending
+        machine.has_run = False
     loaded.place(machine.memory)
     loaded.state.apply(machine.vcpus[0], None)
     return loaded

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pykvm.boot import LoadedImage
     from pykvm.kvm.accounting import TraceRecord
     from pykvm.kvm.exits import Exit
+    from pykvm.machine.vcpu_reset import ResetImage
 
 log = logging.getLogger("pykvm.machine")
 
@@ -98,12 +99,15 @@ class Machine:
         self._failure: BaseException | None = None
         self._running = threading.Lock()
         self._local = threading.local()
-        self._devices: list[Any] = []
+        self.devices: list[Any] = []
+        self.reset_image: ResetImage | None = None
+        self.has_run = False
         self.vcpus: list[Vcpu] = []
         self.kvm = kvm or Kvm()
         try:
-            self.vm = board.make_vm(self.kvm, irqchip)
+            self.vm = self.kvm.create_vm()
             self.memory: GuestMemory = board.add_ram(self.vm, size, huge_pages)
+            board.add_irqchip(self.vm, irqchip)
             lock = threading.RLock() if cpus > 1 else None
             self.pio = PioBus(self._unclaimed, lock)
             self.mmio = MmioBus(self._unclaimed, lock)
@@ -234,7 +238,7 @@ class Machine:
         else:
             assert mmio is not None
             claimed = self.mmio.add_device(device, mmio, length)
-        self._devices.append(device)
+        self.devices.append(device)
         return claimed
 
     # -- running ---------------------------------------------------------------------------------
@@ -260,6 +264,7 @@ class Machine:
             raise MachineError("the machine is running already; stop() it first")
         try:
             self._status = Status.RUNNING
+            self.has_run = True
             if threading.current_thread() is not self._thread:
                 self.control.begin()  # start() has done it: a stop() since then counts
             started = time.monotonic()
@@ -466,11 +471,11 @@ class Machine:
             thread.join()
             self._thread = None
         self._status = Status.CLOSED
-        for device in reversed(self._devices):
+        for device in reversed(self.devices):
             close = getattr(device, "close", None)
             if close is not None:
                 close()
-        self._devices.clear()
+        self.devices.clear()
         if hasattr(self, "vm"):
             self.vm.close()
         if hasattr(self, "memory"):

@@ -81,7 +81,7 @@ def all_asleep(machine: Machine) -> bool:
 
 
 def _asleep(vcpu: Vcpu) -> bool:
-    state = vcpu.mp_state
+    state = vcpu.get_mp_state()
     if state == lib.KVM_MP_STATE_RUNNABLE:
         return False
     if state == lib.KVM_MP_STATE_HALTED:
