@@ -19,8 +19,8 @@ ms), on first use. Counts and offsets are checked here, before anything is decod
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from pykvm.boot.detect import ELF_MAGIC
 from pykvm.boot.errors import ImageError, human_size, span
@@ -37,12 +37,11 @@ _CANONICAL_START = (1 << 64) - (1 << 47)
 _TOP = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
-class LoadSegment:
+class LoadSegment(NamedTuple):
     """A PT_LOAD program header with something to load."""
 
-    index: int
-    """Its number in the program header table."""
+    number: int
+    """Its place in the program header table."""
     offset: int
     """Where its bytes are in the file."""
     file_size: int
@@ -54,7 +53,7 @@ class LoadSegment:
     @property
     def what(self) -> str:
         """What messages call it."""
-        return f"segment {self.index}"
+        return f"segment {self.number}"
 
     def holds_virtual(self, address: int) -> bool:
         """Whether `address` lies in its virtual range."""
@@ -65,8 +64,7 @@ class LoadSegment:
         return self.paddr <= address < self.paddr + self.mem_size
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Where an ELF file starts."""
 
     physical: int
@@ -102,7 +100,7 @@ class ElfImage:
         """What is added to the addresses in the file (position-independent executables only)."""
         if load is not None:
             self._move(load)
-        self.entry_address: int = header.e_entry + self.bias
+        self.entry_address: int = (header.e_entry + self.bias) % _TOP
 
     @property
     def default_mode(self) -> Mode:
@@ -150,7 +148,7 @@ class ElfImage:
         """
         if not entry.is_mapped:
             high = (s for s in self.segments if s.paddr + s.mem_size > FOUR_GIB)
-            return _whole_pages(self.name, (replace(s, vaddr=s.paddr) for s in high))
+            return _whole_pages(self.name, (s._replace(vaddr=s.paddr) for s in high))
         wanted = _whole_pages(self.name, self.segments)
         return [(va, pa, size) for va, pa, size in wanted if va != pa or va + size > FOUR_GIB]
 
@@ -279,10 +277,16 @@ class ElfImage:
                 f"{self.name}: the load address {load:#x} is not {lowest % PAGE:#x} modulo the "
                 f"page size, as the image needs: give {load + -self.bias % PAGE:#x}"
             )
-        self.segments = [
-            replace(s, vaddr=(s.vaddr + self.bias) % _TOP, paddr=s.paddr + self.bias)
-            for s in self.segments
-        ]
+        moved = []
+        for s in self.segments:
+            vaddr = s.vaddr + self.bias
+            if not 0 <= vaddr <= _TOP - s.mem_size:
+                raise ImageError(
+                    f"{self.name}: {s.what} at virtual {s.vaddr:#x} cannot move with the load "
+                    f"address {load:#x}: leave the load address out"
+                )
+            moved.append(s._replace(vaddr=vaddr, paddr=s.paddr + self.bias))
+        self.segments = moved
 
     def _check_backed(self, s: LoadSegment, address: int, offset: int) -> None:
         if offset >= s.file_size:
@@ -301,11 +305,10 @@ def _identify(name: str, data: memoryview) -> int:
             f"{bytes(data[:4]).hex(' ') or 'nothing'}): give an ELF file, or "
             'format="flat" for raw bytes'
         )
-    bits = {1: 32, 2: 64}.get(data[4] if len(data) > 4 else 0)
+    bits = {1: 32, 2: 64}.get(data[4] if len(data) > 4 else 1)
     if bits is None:
         raise ImageError(
-            f"{name}: ELF class {data[4] if len(data) > 4 else 'missing'} is neither 1 (32-bit) "
-            "nor 2 (64-bit): link it again"
+            f"{name}: ELF class {data[4]} is neither 1 (32-bit) nor 2 (64-bit): link it again"
         )
     if len(data) < (52 if bits == 32 else 64):
         raise ImageError(
@@ -319,6 +322,7 @@ def _identify(name: str, data: memoryview) -> int:
     return bits
 
 
+@cache
 def _structs(bits: int) -> Any:
     """pyelftools' decoders for a little-endian x86 file."""
     from elftools.elf.structs import ELFStructs
@@ -332,7 +336,7 @@ def _structs(bits: int) -> Any:
 def _physical_addresses(segments: list[LoadSegment]) -> list[LoadSegment]:
     """`segments`, with virtual addresses as physical ones where a linker left all of those zero."""
     if len(segments) > 1 and not any(s.paddr for s in segments):
-        return [replace(s, paddr=s.vaddr) for s in segments]
+        return [s._replace(paddr=s.vaddr) for s in segments]
     return segments
 
 

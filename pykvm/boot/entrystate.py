@@ -25,8 +25,8 @@ REAL_MODE_END = 0x10FFF0
 """One past the last linear address that real mode reaches (segment 0xffff, offset 0xffff)."""
 STACK_SIZES = (16 << 10, 4 << 10)
 """Bytes of the first stack, the preferred size first."""
-MAX_SMALL_PAGES = 16 << 30
-"""At most this many bytes are mapped with 4 KiB pages (32 MiB of page tables)."""
+MAX_SMALL_PAGES = 256 << 20
+"""At most this many bytes are mapped with 4 KiB pages; each takes its entry in the page tables."""
 
 _LARGE_PAGE = 2 << 20
 

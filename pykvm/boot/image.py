@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pykvm.boot.errors import ImageError, human_size, span
 from pykvm.boot.symbols import SymbolTable
@@ -32,8 +32,7 @@ class Memory(Protocol):
         """Set `n` bytes from `gpa` to `byte`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """One piece of guest memory that an image fills."""
 
     gpa: int

@@ -97,36 +97,45 @@ class Layout:
 
         Returns its guest-physical address. Raises `ImageError` if there is none.
         """
-        try:
-            return self.add_low(size, what, align=align)
-        except ImageError:
-            return self.add_high(size, what, align=align)
+        gpa = self._find_low(size, align)
+        return self._take(self._find_high(size, align) if gpa is None else gpa, size, what)
 
     def add_low(self, size: int, what: str, *, align: int = PAGE) -> int:
         """Like `add`, but only in conventional memory."""
-        for start, end in reversed(list(self._gaps(LOW_START, LOW_END))):
-            if (top := _down(end - size, align)) >= start:
-                return self._take(top, size, what)
-        raise self._no_room(size, what)
+        return self._take(self._find_low(size, align), size, what)
 
     def add_high(self, size: int, what: str, *, align: int = PAGE) -> int:
-        """Like `add`, but only above 1 MiB and below 4 GiB, right behind the image where
-        possible."""
-        last = max((t.end for t in self.taken if t.start < FOUR_GIB), default=0)
-        floor = max(HIGH_START, last)
-        for start, end in self._gaps(floor, FOUR_GIB):
-            if (base := _up(start, align)) + size <= end:
-                return self._take(base, size, what)
-        for start, end in reversed(list(self._gaps(HIGH_START, FOUR_GIB))):
-            if (top := _down(end - size, align)) >= start:
-                return self._take(top, size, what)
-        raise self._no_room(size, what)
+        """Like `add`, but only above 1 MiB and below 4 GiB, right behind the image if possible."""
+        return self._take(self._find_high(size, align), size, what)
 
     def describe(self) -> str:
         """The RAM in words, for messages."""
         return ", ".join(span(start, end - start) for start, end in self.ram)
 
-    def _take(self, start: int, size: int, what: str) -> int:
+    def _find_low(self, size: int, align: int) -> int | None:
+        """The highest place for `size` bytes in conventional memory; None if there is none."""
+        return self._highest(LOW_START, LOW_END, size, align)
+
+    def _find_high(self, size: int, align: int) -> int | None:
+        """The place for `size` bytes above 1 MiB; None if there is none."""
+        last = max((t.end for t in self.taken if t.start < FOUR_GIB), default=0)
+        for start, end in self._gaps(max(HIGH_START, last), FOUR_GIB):
+            if (base := _up(start, align)) + size <= end:
+                return base
+        return self._highest(HIGH_START, FOUR_GIB, size, align)
+
+    def _highest(self, floor: int, ceiling: int, size: int, align: int) -> int | None:
+        for start, end in reversed(list(self._gaps(floor, ceiling))):
+            if (top := _down(end - size, align)) >= start:
+                return top
+        return None
+
+    def _take(self, start: int | None, size: int, what: str) -> int:
+        if start is None:
+            raise ImageError(
+                f"{self.name}: no room for {what} ({human_size(size)}) in the guest's memory "
+                f"({self.describe()}): give the guest more memory"
+            )
         insort(self.taken, Span(start, start + size, what))
         return start
 
@@ -143,12 +152,6 @@ class Layout:
                 start = max(start, high)
             if start < limit:
                 yield start, limit
-
-    def _no_room(self, size: int, what: str) -> ImageError:
-        return ImageError(
-            f"{self.name}: no room for {what} ({human_size(size)}) in the guest's memory "
-            f"({self.describe()}): give the guest more memory"
-        )
 
     def _remedy(self, start: int, size: int) -> str:
         need = start + size

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from pykvm.boot.elf import ElfImage
 from pykvm.boot.elf_symbols import find_symbol_sections, symbol_table
@@ -47,8 +47,7 @@ Module = ImageInput | tuple[ImageInput, str]
 a path object or bytes (no string but the path), or (file or bytes, string)."""
 
 
-@dataclass(slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A multiboot kernel whose place in memory has been taken."""
 
     segments: list[Segment]
@@ -148,19 +147,28 @@ def open_modules(modules: Sequence[Module]) -> list[tuple[Source, str]]:
     In `"file arguments"` the file ends at the first space, unless a file has the whole text as its
     name. Raises `ImageError` if one cannot be read.
     """
+    if isinstance(modules, (str, bytes)) or not isinstance(modules, Sequence):
+        raise ImageError(
+            f"the modules are {type(modules).__name__}, not a list of modules: put them into a list"
+        )
     if len(modules) > MAX_MODULES:
         raise ImageError(f"{len(modules)} modules are more than {MAX_MODULES}: give fewer")
     opened = []
     for module in modules:
+        what: Any = module
+        text: Any = ""
         if isinstance(module, tuple):
+            if len(module) != 2:
+                raise ImageError(
+                    f"a module is (file or bytes, string), not {len(module)} values: give two"
+                )
             what, text = module
         elif isinstance(module, str):
             text = module
             what = module if os.path.exists(module) else module.split(" ", 1)[0]
         elif isinstance(module, os.PathLike):
-            what, text = module, os.fspath(module)
-        else:
-            what, text = module, ""
+            text = os.fspath(module)
+        check_string("module's string", text)
         opened.append((open_source(what, "module", allow_empty=True), text))
     return opened
 
@@ -176,18 +184,20 @@ def claim_modules(layout: Layout, modules: Sequence[tuple[Source, str]]) -> list
     return segments
 
 
-def claim_symbols(layout: Layout, elf: ElfImage) -> tuple[list[Segment], tuple[int, int, int, int]]:
+def claim_symbols(
+    layout: Layout, elf: ElfImage
+) -> tuple[list[Segment], tuple[int, int, int, int] | None]:
     """Load the ELF section headers, and the symbol and string tables they describe (3.3, flag bit
     5).
 
-    Returns the segments and the `num, size, addr, shndx` fields. The other sections that are not
-    part of the program, such as debugging information, are not loaded and keep address 0. Raises
-    `ImageError` if the file has no usable symbols, or no room is left.
+    Returns the segments and the `num, size, addr, shndx` fields, None if the kernel was stripped.
+    The other sections that are not part of the program, such as debugging information, are not
+    loaded and keep address 0. Raises `ImageError` if the file has no usable section headers, or no
+    room is left.
     """
-    found = find_symbol_sections(elf)
+    if find_symbol_sections(elf) is None:
+        return [], None
     header = elf.header
-    if found is None or not header.e_shstrndx < header.e_shnum:
-        raise ImageError(f"{elf.name}: no symbols")
     size = header.e_shentsize
     table = bytearray(elf.data[header.e_shoff : header.e_shoff + header.e_shnum * size])
     sections = elf.sections()
@@ -243,8 +253,8 @@ def information(
     symbols: tuple[int, int, int, int] | None,
 ) -> Segment:
     """The multiboot information structure with all that it points to, in one piece (3.3)."""
-    strings = [_c_string(layout.name, cmdline), _c_string(layout.name, BOOTLOADER_NAME)]
-    strings += [_c_string(layout.name, text) for _, text in modules]
+    strings = [check_string("command line", cmdline), BOOTLOADER_NAME.encode() + b"\0"]
+    strings += [check_string("module's string", text) for _, text in modules]
     mmap = b"".join(struct.pack("<IQQI", 20, *entry) for entry in memory_map(layout.ram))
     mods_at = INFO_SIZE + len(mmap)
     strings_at = mods_at + 16 * len(modules)
@@ -274,14 +284,16 @@ def information(
     return Segment(gpa, data, size, "the multiboot information")
 
 
-def _c_string(name: str, text: str) -> bytes:
-    """`text` as the zero-terminated string a kernel reads."""
+def check_string(what: str, text: Any) -> bytes:
+    """`text` as the zero-terminated string a kernel reads; `ImageError` if it cannot be one."""
+    if not isinstance(text, str):
+        raise ImageError(f"the {what} is {type(text).__name__}, not text: give a str")
     raw = text.encode("utf-8", "surrogateescape")
     if b"\0" in raw:
-        raise ImageError(f"{name}: a command line has a NUL character at {raw.index(0)}: remove it")
+        raise ImageError(f"the {what} has a NUL character at {raw.index(0)}: remove it")
     if len(raw) > MAX_STRING:
         raise ImageError(
-            f"{name}: a command line of {human_size(len(raw))} is longer than "
-            f"{human_size(MAX_STRING)}: shorten it"
+            f"the {what} of {human_size(len(raw))} is longer than {human_size(MAX_STRING)}: "
+            "shorten it"
         )
     return raw + b"\0"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 HEADER_MAGIC = 0x1BADB002
 SEARCH = 8192
@@ -24,8 +24,7 @@ _MULTIBOOT2_MAGIC = struct.pack("<I", 0xE85250D6)
 _MULTIBOOT2_SEARCH = 32768
 
 
-@dataclass(frozen=True, slots=True)
-class MultibootHeader:
+class MultibootHeader(NamedTuple):
     """A multiboot header as found in an image. The address fields are guest-physical."""
 
     offset: int

@@ -206,6 +206,20 @@ def test_position_independent() -> None:
     assert moved.entry == M + 1
     assert "give 0x101000" in refused(elf, load=M + 1)
     assert "does not fit" in refused(elf, load=64 * M)
+    apart = Elf([Seg(HIGH, b"\xf4", paddr=M)], entry=HIGH, type=ET_DYN)
+    assert load(apart, load=2 * M).entry == HIGH + M
+    assert "cannot move with the load address 0xffffffff00000000" in refused(
+        apart, load=0xFFFFFFFF00000000
+    )
+    low = Elf([Seg(M, b"\xf4"), Seg(0, b"d", paddr=2 * M)], entry=M, type=ET_DYN)
+    assert "cannot move with the load address 0x0" in refused(low, load=0)
+
+
+def test_an_absurd_number_of_small_pages_is_refused() -> None:
+    elf = Elf([Seg(HIGH, b"\xf4", paddr=M, mem_size=M << 10)], entry=HIGH)
+    assert "equal modulo 2 MiB" in refused(elf, memory_size=2 << 30)
+    elf.segments[0].paddr = 2 * M
+    assert load(elf, memory_size=2 << 30).entry == HIGH
 
 
 def test_high_memory_is_mapped_one_to_one() -> None:
