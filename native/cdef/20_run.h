@@ -84,7 +84,7 @@ struct pykvm_vcpu {
     uint32_t pending;
     uint32_t answer_size;
     uint64_t mmio_gpa, mmio_value;
-    int kick;
+    int kick, tid; /* tid: the thread inside pykvm_run(), 0 if none */
     struct pykvm_stats stats;
     struct pykvm_trace trace;
     ...;
