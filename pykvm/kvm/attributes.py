@@ -44,5 +44,5 @@ class AttributeOwner(FdOwner):
             self.ioctl(ioctl, request)
         except KvmError as error:
             raise error.explained(
-                f"group={group} attr={attr}", f"the {self._name} may not have that attribute"
+                f"group={group} attr={attr}", f"{self._name} may not have that attribute"
             ) from None

@@ -17,6 +17,6 @@ class KvmDevice(AttributeOwner):
     """
 
     def __init__(self, vm: Vm, fd: int, device_type: int) -> None:
-        super().__init__(fd, f"KVM device of type {device_type}")
+        super().__init__(fd, f"this KVM device of type {device_type}")
         self.vm = vm
         self.type = device_type

@@ -32,6 +32,8 @@ def fileno(file: FileLike) -> int:
 class FdOwner:
     """Owns one file descriptor: a context manager with a finalizer; unusable after `close()`.
 
+    `name` stands for the object in messages: "vCPU 0", "this VM".
+
     Subclasses put work that must precede the close of the descriptor into `_before_close()`, and
     resources that must go even when the object is only garbage into `_at_close()`.
     """
@@ -101,7 +103,7 @@ class FdOwner:
         """Called before every ioctl, with its name; for state that is held back in user space."""
 
     def _closed_error(self) -> ClosedError:
-        return ClosedError(f"the {self._name} is closed; make a new one")
+        return ClosedError(f"{self._name} is closed; make a new one")
 
     def __enter__(self) -> Self:
         if self._fd < 0:
@@ -118,7 +120,7 @@ class FdOwner:
 
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
-        return f"<{type(self).__name__} {self._name} {state}>"
+        return f"<{type(self).__name__} {state}>"
 
 
 _KVM_RUN = IOCTLS["KVM_RUN"].number

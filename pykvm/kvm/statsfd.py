@@ -44,7 +44,7 @@ class StatsFd(FdOwner):
     """A statistics descriptor. It keeps its VM alive in the kernel until it is closed."""
 
     def __init__(self, fd: int) -> None:
-        super().__init__(fd, "statistics descriptor")
+        super().__init__(fd, "this statistics descriptor")
         header: Any = ffi.new("struct kvm_stats_header *")
         raw = self._read(0, ffi.sizeof("struct kvm_stats_header"))
         ffi.memmove(header, raw, len(raw))

@@ -85,7 +85,11 @@ class Kvm(AttributeOwner):
         return read_cpuid(self, "KVM_GET_EMULATED_CPUID")
 
     def supported_hv_cpuid(self) -> list[CpuidEntry]:
-        """The Hyper-V leaves that KVM can give a guest (4.118)."""
+        """The Hyper-V leaves that KVM can give a guest (4.118). Raises `Unsupported`."""
+        if not self.check_extension("KVM_CAP_SYS_HYPERV_CPUID"):
+            raise Unsupported(
+                "KVM_GET_SUPPORTED_HV_CPUID", None, "this host's KVM does not imitate Hyper-V"
+            )
         return read_cpuid(self, "KVM_GET_SUPPORTED_HV_CPUID")
 
     # -- MSRs ----------------------------------------------------------------------------------
@@ -119,7 +123,10 @@ class Kvm(AttributeOwner):
     # -- others --------------------------------------------------------------------------------
 
     def mce_cap_supported(self) -> int:
-        """MCG_CAP bits that `Vcpu.setup_mce` takes; the low byte is the number of banks (4.105)."""
+        """MCG_CAP bits that `Vcpu.setup_mce` takes (4.105).
+
+        The low byte, the number of banks, is up to `check_extension("KVM_CAP_MCE")`.
+        """
         value: Any = ffi.new("__u64 *")
         self.ioctl("KVM_X86_GET_MCE_CAP_SUPPORTED", value)
         return int(value[0])

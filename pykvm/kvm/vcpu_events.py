@@ -155,13 +155,13 @@ class VcpuEventsPart(VcpuBase):
     # -- machine checks --------------------------------------------------------------------------
 
     def setup_mce(self, mcg_cap: int) -> None:
-        """Gives the vCPU machine-check banks: MCG_CAP, with bits of `Kvm.mce_cap_supported()`."""
+        """Sets MCG_CAP: `Kvm.mce_cap_supported()` bits, and the number of banks in bits 0-7."""
         try:
             self.ioctl("KVM_X86_SETUP_MCE", ffi.new("__u64 *", mcg_cap))
         except KvmError as error:
             raise error.explained(
                 f"mcg_cap={mcg_cap:#x}",
-                "it needs 1 to 32 banks in the low byte and only bits of Kvm.mce_cap_supported()",
+                "it needs 1 to 32 banks in the low byte; the other bits of Kvm.mce_cap_supported()",
             ) from None
 
     def inject_mce(self, check: MachineCheck) -> None:

@@ -54,8 +54,16 @@ class VcpuMisc(VcpuBase):
         return int.from_bytes(data, "little")
 
     def set_tsc_offset(self, offset: int) -> None:
-        """Sets the TSC offset, modulo 2^64 (so negative values work)."""
-        self.set_attribute(c.KVM_VCPU_TSC_CTRL, c.KVM_VCPU_TSC_OFFSET, offset & 0xFFFFFFFFFFFFFFFF)
+        """Sets the TSC offset, modulo 2^64 (so negative values work).
+
+        Raises `Unsupported` on a host that takes the offset and ignores it.
+        """
+        wanted = offset & 0xFFFFFFFFFFFFFFFF
+        self.set_attribute(c.KVM_VCPU_TSC_CTRL, c.KVM_VCPU_TSC_OFFSET, wanted)
+        if self.get_tsc_offset() != wanted:
+            raise Unsupported(
+                "KVM_SET_DEVICE_ATTR", f"offset={offset:#x}", "this host's KVM ignores TSC offsets"
+            )
 
     tsc_offset = property(get_tsc_offset, set_tsc_offset, doc="Guest TSC minus host TSC.")
 

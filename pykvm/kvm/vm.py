@@ -31,7 +31,7 @@ class Vm(VmMemory, VmDirty, VmIrq, VmEvents, VmPolicy, StatsOwner):
     """
 
     def __init__(self, kvm: Kvm, fd: int, vm_type: int) -> None:
-        super().__init__(fd, "VM")
+        super().__init__(fd, "this VM")
         self.kvm = kvm
         self.type = vm_type
         self.rules = Rules()
@@ -43,6 +43,7 @@ class Vm(VmMemory, VmDirty, VmIrq, VmEvents, VmPolicy, StatsOwner):
         self._irqchip = "none"
         self._pit = False
         self._routes = []
+        self._routed = set()
         self._coalesced = []
         self._coalesced_lock = threading.Lock()
         self._dirty_ring_size = 0
@@ -98,7 +99,12 @@ class Vm(VmMemory, VmDirty, VmIrq, VmEvents, VmPolicy, StatsOwner):
         self._devices.append(device)
         return device
 
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"fd={self._fd}"
+        return f"<Vm {state} vcpus={len(self.vcpus)} regions={len(self._regions)}>"
+
     def _before_close(self) -> None:
+        self._need_stopped("close", None)
         for vcpu in self.vcpus:
             vcpu.close()
         for device in self._devices:
@@ -106,7 +112,10 @@ class Vm(VmMemory, VmDirty, VmIrq, VmEvents, VmPolicy, StatsOwner):
         self._close_stats()
 
     def close(self) -> None:
-        """Closes the VM, its vCPUs and its devices. vCPUs in other threads must be stopped."""
+        """Closes the VM, its vCPUs and its devices. Closing twice is harmless.
+
+        Raises `InvalidArgument`, and closes nothing, while a vCPU runs in another thread.
+        """
         if self.closed:
             return
         super().close()

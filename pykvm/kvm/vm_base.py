@@ -39,7 +39,8 @@ class CapabilityOwner(FdOwner):
             return self.ioctl("KVM_ENABLE_CAP", request)
         except KvmError as error:
             raise error.explained(
-                what, f"the {self._name} does not have it, takes it earlier, or not these arguments"
+                what,
+                f"{self._name} does not have it, takes it earlier, or not with these arguments",
             ) from None
 
 
@@ -77,7 +78,7 @@ class VmBase(CapabilityOwner):
                 errno.EBUSY,
             )
 
-    def _need_stopped(self, ioctl: str, what: str) -> None:
+    def _need_stopped(self, ioctl: str, what: str | None) -> None:
         """Refuses while a vCPU is inside KVM_RUN in another thread."""
         for vcpu in self.vcpus:
             native = vcpu._native
@@ -85,7 +86,7 @@ class VmBase(CapabilityOwner):
                 raise InvalidArgument(
                     ioctl,
                     what,
-                    f"vCPU {vcpu.id} is running; stop it first (vcpu.kick())",
+                    f"vCPU {vcpu.id} is running in another thread; stop it first: vcpu.kick()",
                     errno.EBUSY,
                 )
 

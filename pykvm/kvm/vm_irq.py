@@ -24,6 +24,7 @@ class VmIrq(VmBase):
 
     _pit: bool
     _routes: list[Route]
+    _routed: set[int]
 
     @property
     def irqchip(self) -> str:
@@ -40,7 +41,7 @@ class VmIrq(VmBase):
         self._check_no_chip("KVM_CREATE_IRQCHIP")
         self.ioctl("KVM_CREATE_IRQCHIP")
         self._irqchip = "kernel"
-        self._routes = default_routes()
+        self._route(default_routes())
 
     def create_split_irqchip(self, ioapic_pins: int = c.KVM_IOAPIC_NUM_PINS) -> None:
         """Makes only the LAPICs in the kernel; PIC and IOAPIC are user space's. Before any vCPU.
@@ -136,28 +137,30 @@ class VmIrq(VmBase):
 
     def irq_line(self, gsi: int, level: bool) -> None:
         """Sets the level of an interrupt line: GSI 0-15 reach PIC and IOAPIC, 16-23 the IOAPIC."""
+        if gsi not in self._routed:
+            raise self._no_line("KVM_IRQ_LINE", gsi)
         request: Any = ffi.new("struct kvm_irq_level *", (gsi, level))
-        try:
-            self.ioctl("KVM_IRQ_LINE", request)
-        except KvmError as error:
-            raise error.explained(f"gsi={gsi}", self._why_no_line(error, gsi)) from None
+        self.ioctl("KVM_IRQ_LINE", request)
 
     def irq_line_status(self, gsi: int, level: bool) -> int:
         """As `irq_line`; returns how many chips took the interrupt, 0 if it merged with one that
         was pending, -1 if the line is masked (4.25)."""
+        if gsi not in self._routed:
+            raise self._no_line("KVM_IRQ_LINE_STATUS", gsi)
         request: Any = ffi.new("struct kvm_irq_level *", (gsi, level))
-        try:
-            self.ioctl("KVM_IRQ_LINE_STATUS", request)
-        except KvmError as error:
-            raise error.explained(f"gsi={gsi}", self._why_no_line(error, gsi)) from None
+        self.ioctl("KVM_IRQ_LINE_STATUS", request)
         return int(request.status)
 
-    def _why_no_line(self, error: KvmError, gsi: int) -> str:
-        if self._irqchip == "none":
-            return _NO_CHIP
-        if error.errno == errno.EINVAL:
-            return f"no route leads from GSI {gsi}; see set_gsi_routing"
-        return ""
+    def _no_line(self, ioctl: str, gsi: int) -> InvalidArgument:
+        # The kernel itself swallows interrupts that lead nowhere.
+        hint = _NO_CHIP
+        if self._irqchip != "none":
+            hint = "no route leads from this GSI; see set_gsi_routing"
+        return InvalidArgument(ioctl, f"gsi={gsi}", hint, errno.ENXIO)
+
+    def _route(self, routes: list[Route]) -> None:
+        self._routes = routes
+        self._routed = {route.gsi for route in routes}
 
     def signal_msi(self, address: int, data: int, devid: int | None = None) -> int:
         """Delivers a message-signalled interrupt; returns 1 if a LAPIC took it, 0 if none did.
@@ -207,7 +210,7 @@ class VmIrq(VmBase):
             self.ioctl(name, table)
         except KvmError as error:
             raise error.explained(f"{len(wanted)} routes", self._explain_routes(wanted)) from None
-        self._routes = wanted
+        self._route(wanted)
 
     def _explain_routes(self, routes: list[Route]) -> str:
         from pykvm.kvm.irqchip import IrqchipRoute, MsiRoute
