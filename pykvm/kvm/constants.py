@@ -237,8 +237,9 @@ def capability(name_or_number: str | int) -> int:
     except KeyError:
         from difflib import get_close_matches
 
-        near = get_close_matches(name, capabilities(), 1)
-        hint = f"; did you mean {near[0]}?" if near else "; pass its number instead"
+        short = {known.removeprefix("KVM_CAP_"): known for known in capabilities()}
+        near = get_close_matches(name.removeprefix("KVM_CAP_"), short, 1)
+        hint = f"; did you mean {short[near[0]]}?" if near else "; pass its number instead"
         raise ValueError(f"there is no capability {name_or_number!r}{hint}") from None
 
 

@@ -100,8 +100,9 @@ class Vm(VmMemory, VmDirty, VmIrq, VmEvents, VmPolicy, StatsOwner):
         return device
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"fd={self._fd}"
-        return f"<Vm {state} vcpus={len(self.vcpus)} regions={len(self._regions)}>"
+        if self.closed:
+            return "<Vm closed>"
+        return f"<Vm fd={self._fd} vcpus={len(self.vcpus)} regions={len(self._regions)}>"
 
     def _before_close(self) -> None:
         self._need_stopped("close", None)
