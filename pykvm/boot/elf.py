@@ -123,9 +123,8 @@ class ElfImage:
         """
         if address is None:
             address = self.entry_address
-        by_kind = sorted(self.segments, key=lambda s: not s.executable)
         for executable in (True, False):
-            chosen = [s for s in by_kind if s.executable is executable]
+            chosen = [s for s in self.segments if s.executable is executable]
             for s in chosen:
                 if s.holds_virtual(address):
                     self._check_backed(s, address, address - s.vaddr)

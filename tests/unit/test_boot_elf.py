@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import subprocess
 import time
@@ -403,12 +402,6 @@ def test_hostile_symbol_names_are_bounded() -> None:
     assert all(len(name) <= 1024 for name in image.symbols())
 
 
-needs_tools = pytest.mark.skipif(
-    not all(map(shutil.which, ("gcc", "ld"))), reason="needs gcc and binutils"
-)
-
-
-@needs_tools
 def test_real_static_executables(tmp_path: Path) -> None:
     source = tmp_path / "k.S"
     source.write_text(
