@@ -226,8 +226,12 @@ static uint64_t loop(struct pykvm_vcpu *v)
             v->sync_dirty = 0;
             continue;
         }
-        if (r == -EINVAL && run->kvm_dirty_regs)
-            return CODE(PYKVM_ERROR, 0, 0, EINVAL);  /* sync_dirty stays: Python says which field */
+        if (r == -EINVAL && run->kvm_dirty_regs) {
+            /* sync_dirty stays, and the refused values where they were: Python says which field. */
+            v->sync_valid |= run->kvm_dirty_regs & ~v->sync_want;
+            run->kvm_dirty_regs = 0;
+            return CODE(PYKVM_ERROR, 0, 0, EINVAL);
+        }
         v->sync_dirty = 0;
         if (r == -EINTR || (r == 0 && run->exit_reason == KVM_EXIT_INTR)) {
             return interrupted(v);

@@ -115,6 +115,7 @@ def test_ioctls_see_registers_that_were_just_written(vcpu: Vcpu) -> None:
 
 def test_a_refused_state_names_the_field(vcpu: Vcpu) -> None:
     put(vcpu, b"\xf4")
+    vcpu.flush()
     vcpu.sregs.cr0 = 0x8000_0000  # PG without PE
     with pytest.raises(KvmError) as caught:
         vcpu.run()
