@@ -112,6 +112,8 @@ struct pykvm_vcpu {
     uint64_t mmio_gpa, mmio_value;
     struct kvm_regs base_regs;         /* as they were before the first write during `pending` */
     struct kvm_sregs base_sregs;
+    struct kvm_regs entry_regs;        /* at the last entry: a triple fault on SVM wipes them */
+    uint32_t entry_valid;
     /* kick and timer */
     volatile int tid, kick, tick;
     int timer_tid;

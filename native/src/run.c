@@ -215,6 +215,9 @@ static uint64_t loop(struct pykvm_vcpu *v)
             if (r < 0)
                 return CODE(PYKVM_ERROR, 0, 0, -r);
         }
+        v->entry_valid = v->sync_valid & KVM_SYNC_X86_REGS;
+        if (v->entry_valid)
+            v->entry_regs = run->s.regs.regs;
         uint64_t before = pykvm_tsc();
         pykvm_account_entry(v, before);
         int r = enter(v);

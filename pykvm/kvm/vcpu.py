@@ -118,11 +118,24 @@ class Vcpu(VcpuState, FdOwner):
         why = ""
         if dirty & SYNC_SREGS:
             name = "KVM_SET_SREGS"
-            why = explain("KVM_SET_SREGS", self)
-            # What was refused must not be tried again behind the user's back.
+            # What was refused must not be tried again behind the user's back; it is looked at by
+            # the explainer, then forgotten.
             self._native.sync_dirty = dirty & ~SYNC_SREGS
+            why = explain(name, self)
             self._native.sync_valid &= ~SYNC_SREGS
         raise KvmError(name, error, hint=why)
+
+    @property
+    def entry_regs(self) -> dict[str, int] | None:
+        """General registers as they were at the last entry; None if the host does not sync them.
+
+        On AMD hosts a triple fault resets the vCPU before user space sees it (APM vol. 2, 15.14.3):
+        then this is all that is known of the guest.
+        """
+        native = self._native
+        if not native.entry_valid:
+            return None
+        return {name: getattr(native.entry_regs, name) for name in Regs._fields}
 
     # -- running -----------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ _TITLES = {
     StopReason.HOST_ERROR: "the host refused to run the vCPU",
     StopReason.UNHANDLED: "an exit that this machine does not handle",
 }
+RESET_RIP = 0xFFF0  # SDM vol. 3, 9.1.4
 _CODE_WINDOW = 24  # bytes disassembled from RIP
 
 
@@ -28,7 +29,10 @@ def crash_report(machine: Machine, outcome: Outcome, records: Sequence[TraceReco
     lines = [f"pykvm: {_TITLES.get(outcome.reason, str(outcome.reason))} (vCPU {vcpu.id})"]
     if outcome.detail:
         lines.append(f"  {outcome.detail}")
-    for part in (registers, code):
+    parts = [registers, code]
+    if outcome.reason is StopReason.SHUTDOWN and vcpu.regs.rip == RESET_RIP:
+        parts = [last_entry]
+    for part in parts:
         try:
             lines += part(machine, vcpu)
         except Exception as error:  # a report about a broken guest must not break
@@ -37,6 +41,20 @@ def crash_report(machine: Machine, outcome: Outcome, records: Sequence[TraceReco
         lines.append("last exits, oldest first:")
         lines += [f"  {describe(machine, r)}" for r in records[-12:]]
     return "\n".join(lines)
+
+
+def last_entry(machine: Machine, vcpu: Vcpu) -> list[str]:
+    """What is left when KVM has reset the vCPU already, as it does on AMD hosts."""
+    regs = vcpu.entry_regs
+    if regs is None:
+        return ["registers: lost, this host resets the vCPU at a triple fault"]
+    lines = ["registers at the last entry (this host resets the vCPU at a triple fault):"]
+    names = [n for n in regs if n not in ("rip", "rflags")]
+    for at in range(0, 16, 4):
+        lines.append("  " + "  ".join(f"{n:>3}={regs[n]:016x}" for n in names[at : at + 4]))
+    rip = regs["rip"]
+    symbol = machine.image.symbol_at(rip) if machine.image is not None else None
+    return [*lines, f"  rip={rip:016x}" + (f" ({symbol})" if symbol else "")]
 
 
 def registers(machine: Machine, vcpu: Vcpu) -> list[str]:

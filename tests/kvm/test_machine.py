@@ -82,8 +82,10 @@ def test_triple_fault_is_reported_and_refuses_to_go_on(machine: Machine) -> None
     assert result.reason is StopReason.SHUTDOWN
     assert result.exit_code == 126
     assert "triple fault" in result.report
-    assert "ud2" in result.report
-    assert "rip=" in result.report
+    assert "rip=0000000000001000" in result.report
+    if "resets the vCPU" not in result.report:  # SVM hosts do: there is no instruction to show
+        assert "ud2" in result.report
+        assert "efer=00000500" in result.report
     assert machine.status is Status.CRASHED
     with pytest.raises(MachineError, match="crashed"):
         machine.run()
