@@ -139,7 +139,7 @@ class VmIrq(VmBase):
         """Sets the level of an interrupt line: GSI 0-15 reach PIC and IOAPIC, 16-23 the IOAPIC."""
         if gsi not in self._routed:
             raise self._no_line("KVM_IRQ_LINE", gsi)
-        request: Any = ffi.new("struct kvm_irq_level *", (gsi, level))
+        request: Any = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": level})
         self.ioctl("KVM_IRQ_LINE", request)
 
     def irq_line_status(self, gsi: int, level: bool) -> int:
@@ -147,7 +147,7 @@ class VmIrq(VmBase):
         was pending, -1 if the line is masked (4.25)."""
         if gsi not in self._routed:
             raise self._no_line("KVM_IRQ_LINE_STATUS", gsi)
-        request: Any = ffi.new("struct kvm_irq_level *", (gsi, level))
+        request: Any = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": level})
         self.ioctl("KVM_IRQ_LINE_STATUS", request)
         return int(request.status)
 
