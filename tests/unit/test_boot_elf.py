@@ -212,6 +212,8 @@ def test_position_independent() -> None:
     )
     low = Elf([Seg(M, b"\xf4"), Seg(0, b"d", paddr=2 * M)], entry=M, type=ET_DYN)
     assert "cannot move with the load address 0x0" in refused(low, load=0)
+    outside = Elf([Seg(M, b"\xf4")], entry=1, type=ET_DYN)
+    assert "entry point 0xfffffffffff00001 lies in no" in refused(outside, load=0)
 
 
 def test_an_absurd_number_of_small_pages_is_refused() -> None:
@@ -383,6 +385,28 @@ def test_damaged_symbols_do_not_stop_loading(bits: int) -> None:
     image = load(bytes(broken))
     assert image.symbols() == {}
     assert "outside the file" in image.symbol_table.problem
+
+
+def test_the_names_of_all_symbols_have_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    elf = Elf([Seg(M)], entry=M, symbols=[Sym(f"name{n}", M) for n in range(10)])
+    monkeypatch.setattr("pykvm.boot.elf_symbols.MAX_STRINGS", 61)  # the table: 1 + 10 * 6 bytes
+    image = load(elf)
+    assert len(image.symbols()) == 10
+    assert image.symbol_table.problem == ""
+    image = load(elf)
+    monkeypatch.setattr("pykvm.boot.elf_symbols.MAX_STRINGS", 60)
+    assert image.symbols() == {}
+    assert "too large" in image.symbol_table.problem
+    # Ten names that are each the end of one string of 61 bytes need more than the table has.
+    elf.symbols = [Sym("A" * 59, M)] + [Sym("", M)] * 9
+    raw = bytearray(elf.build())
+    at = raw.index(struct.pack("<IBBHQQ", 1, 0x10, 0, 1, M, 0))
+    for n in range(10):
+        struct.pack_into("<I", raw, at + 24 * n, 1 + n)
+    monkeypatch.setattr("pykvm.boot.elf_symbols.MAX_STRINGS", 120)
+    image = load(bytes(raw))
+    assert [len(name) for name in image.symbols()] == [59, 58]
+    assert "add up to more than 120 bytes" in image.symbol_table.problem
 
 
 def test_hostile_symbol_names_are_bounded() -> None:
