@@ -7,11 +7,12 @@ KVM_SET_MEMORY_ATTRIBUTES, 4.142 KVM_CREATE_GUEST_MEMFD. Addresses are guest-phy
 from __future__ import annotations
 
 import errno
+import os
 from typing import Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
-from pykvm.kvm.errors import InvalidArgument, KvmError, Unsupported
+from pykvm.kvm.errors import ClosedError, InvalidArgument, KvmError, Unsupported
 from pykvm.kvm.region import MemoryRegion
 from pykvm.kvm.vm_base import VmBase, check_int
 
@@ -74,13 +75,12 @@ class VmMemory(VmBase):
         """
         slot = self._free_slot() if slot is None else slot
         flags = self._flags(readonly, log_dirty, guest_memfd)
+        if region is not None:
+            self._check_given(region, gpa, size, guest_memfd)
         self._check_place(gpa, size, slot)
         owned = region is None
         if region is None:
-            memfd = self._create_guest_memfd(size) if guest_memfd else None
-            region = MemoryRegion(gpa, size, huge_pages=huge_pages, guest_memfd=memfd)
-        else:
-            self._check_given(region, gpa, size, guest_memfd)
+            region = self._make_region(gpa, size, huge_pages, guest_memfd)
         region.slot = slot
         region.flags = flags
         try:
@@ -185,6 +185,17 @@ class VmMemory(VmBase):
         request.attributes = c.KVM_MEMORY_ATTRIBUTE_PRIVATE if private else 0
         self.ioctl(ioctl, request)
 
+    def _make_region(
+        self, gpa: int, size: int, huge_pages: str | None, guest_memfd: bool
+    ) -> MemoryRegion:
+        memfd = self._create_guest_memfd(size) if guest_memfd else None
+        try:
+            return MemoryRegion(gpa, size, huge_pages=huge_pages, guest_memfd=memfd)
+        except BaseException:
+            if memfd is not None:
+                os.close(memfd)
+            raise
+
     def _create_guest_memfd(self, size: int) -> int:
         ioctl = "KVM_CREATE_GUEST_MEMFD"
         self._need("KVM_CAP_GUEST_MEMFD", ioctl, f"size={size:#x}")
@@ -261,6 +272,8 @@ class VmMemory(VmBase):
                 )
 
     def _check_given(self, region: MemoryRegion, gpa: int, size: int, guest_memfd: bool) -> None:
+        if region.closed:
+            raise ClosedError(f"the memory region at {region.gpa:#x} is closed; make a new one")
         if region.slot is not None:
             raise InvalidArgument(
                 _SET, f"region at {region.gpa:#x}", f"it is in slot {region.slot} of a VM already"
