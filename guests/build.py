@@ -15,7 +15,8 @@ guest.toml:
     runtime       true: link the C runtime in lib/ as well (64-bit ELF)
     cpus          vCPUs it wants (default 1)
     irqchip       "kernel" if it needs the in-kernel PIC, IOAPIC, LAPIC and PIT, else "none"
-    [params]      symbol = "what it means": words that the host may set before the start
+    [params]      symbol = "what it means": words or buffers the host may set before the start
+    [results]     symbol = "what it means": where the host finds what the guest computed
     [expect]      exit_code; serial (whole output) or matches (list of regular expressions);
                   timeout in seconds and serial input where they are needed to get there
 """
@@ -77,6 +78,7 @@ class Guest:
     cpus: int = 1
     irqchip: str = "none"
     params: dict[str, str] = field(default_factory=dict)
+    results: dict[str, str] = field(default_factory=dict)
     expect: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -130,7 +132,7 @@ class Toolchain:
                 f"`{tool}` is not installed; the guests are built with it: "
                 f"apt-get install {PACKAGES[tool]}"
             )
-        command = [path, *map(os.fspath, arguments)]
+        command = [path, *(os.fspath(argument) for argument in arguments)]
         if self.verbose:
             print(" ".join([tool, *command[1:]]))
         # Relative file names: __FILE__ and the symbol table must not depend on the checkout.
@@ -167,7 +169,7 @@ class Toolchain:
             options = ["-T", f"lib/elf{guest.bits}.ld"]
         if guest.runtime:
             options.append("--gc-sections")
-            options += [f"--undefined={name}" for name in guest.params]
+            options += [f"--undefined={name}" for name in [*guest.params, *guest.results]]
         machine = "elf_x86_64" if guest.bits == 64 else "elf_i386"
         self.run("ld", "-m", machine, *LDFLAGS, *options, "-o", linked, *objects)
         return linked
@@ -198,19 +200,21 @@ def describe(guest: Guest, info: ElfInfo) -> dict[str, Any]:
         "description": guest.description,
         "expect": guest.expect,
     }
-    params = {}
-    for name, meaning in guest.params.items():
-        symbol = info.symbols.get(name)
-        if symbol is None or symbol.size not in (1, 2, 4, 8):
-            raise BuildError(f"{guest.name}: parameter `{name}` is not a 1-, 2-, 4- or 8-byte symbol")
-        params[name] = {
-            "address": symbol.address,
-            "size": symbol.size,
-            "default": info.initial_value(symbol),
-            "description": meaning,
-        }
-    if params:
-        entry["params"] = params
+    for kind, wanted in (("params", guest.params), ("results", guest.results)):
+        found: dict[str, Any] = {}
+        for name, meaning in wanted.items():
+            symbol = info.symbols.get(name)
+            if symbol is None or symbol.size == 0:
+                raise BuildError(f"{guest.name}: [{kind}] `{name}` is no global symbol with a size")
+            found[name] = {
+                "address": symbol.address,
+                "size": symbol.size,
+                "description": meaning,
+            }
+            if symbol.size <= 8:
+                found[name]["default"] = info.initial_value(symbol)
+        if found:
+            entry[kind] = found
     if guest.format == "flat":  # an ELF file carries its own
         entry["symbols"] = {name: info.symbols[name].address for name in sorted(info.symbols)}
         entry["symbols"].pop("LOAD", None)

@@ -34,7 +34,7 @@ class ElfInfo:
         """The little-endian value the image holds at `symbol` (0 in .bss)."""
         for address, data in self.segments:
             offset = symbol.address - address
-            if 0 <= offset and offset + symbol.size <= len(data):
+            if offset >= 0 and offset + symbol.size <= len(data):
                 return int.from_bytes(data[offset : offset + symbol.size], "little")
         return 0
 
@@ -53,10 +53,10 @@ def read_elf(data: bytes) -> ElfInfo:
     for i in range(phnum):
         at = phoff + i * phentsize
         if wide:
-            kind, _, offset, _, paddr, filesz, _ = struct.unpack_from("<IIQQQQQ", data, at)
+            kind, _, offset, _, paddr, filesz, memsz = struct.unpack_from("<IIQQQQQ", data, at)
         else:
-            kind, offset, _, paddr, filesz, _ = struct.unpack_from("<IIIIII", data, at)
-        if kind == PT_LOAD:
+            kind, offset, _, paddr, filesz, memsz = struct.unpack_from("<IIIIII", data, at)
+        if kind == PT_LOAD and memsz:
             segments.append((paddr, data[offset : offset + filesz]))
 
     sections = []

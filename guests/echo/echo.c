@@ -1,9 +1,12 @@
-/* echo: sends back what comes in on COM1, driven by interrupts, until Ctrl-D. */
+/* echo: sends back what comes in on COM1, driven by interrupts, until Ctrl-D.
+
+   The UART's FIFOs stay off: switching them on throws away what has already come, and whoever
+   pipes input into this guest may be faster than it. */
 #include "runtime.h"
 
 enum {
     COM1 = 0x3f8, /* +0: data */
-    IER = COM1 + 1, FCR = COM1 + 2, LCR = COM1 + 3, MCR = COM1 + 4, LSR = COM1 + 5,
+    IER = COM1 + 1, LCR = COM1 + 3, MCR = COM1 + 4, LSR = COM1 + 5,
     COM1_IRQ = 4,
     CTRL_D = 4,
 };
@@ -38,7 +41,6 @@ int main(void)
     outb(COM1, 1);   /* 115200 */
     outb(IER, 0);
     outb(LCR, 0x03); /* 8 data bits, no parity, 1 stop bit */
-    outb(FCR, 0x07); /* FIFOs on and empty */
     outb(MCR, 0x0b); /* DTR, RTS, and OUT2: the gate between the UART and the PIC in a PC */
     outb(IER, 0x01); /* interrupt when data has come */
     pic_mask((uint16_t)~(1 << COM1_IRQ));

@@ -16,7 +16,7 @@
 _start:
         jmp     begin
         .org    4
-count:          .long   100000
+count:          .long   10000
 address:        .long   0xd0000000
 direction:      .long   0
         .size   count, 4

@@ -17,7 +17,7 @@
 _start:
         jmp     begin
         .org    4
-count:          .long   100000
+count:          .long   10000
 port:           .word   0x10
 direction:      .word   0
         .size   count, 4
