@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,6 +23,10 @@ from pykvm.arch import presets
 from pykvm.kvm import Kvm, Vcpu, Vm
 from pykvm.kvm.exits import DebugExit, HltExit, IoExit, MmioExit
 from pykvm.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from pykvm import Machine
+    from pykvm.machine.hooks import Access
 
 LOAD = 0x1000
 MEMORY = 1 << 20
@@ -88,7 +93,7 @@ def typed(kind: str, image: bytes) -> dict[str, int]:
     return {"exits": exits, "ns": ns}
 
 
-def _machine(kind: str, image_path: str) -> Any:
+def _machine(kind: str, image_path: str) -> Machine:
     from pykvm import Machine
 
     machine = Machine(memory="1M", irqchip="none", serial=None)
@@ -96,7 +101,7 @@ def _machine(kind: str, image_path: str) -> Any:
     return machine
 
 
-def _timed_run(machine: Any) -> int:
+def _timed_run(machine: Machine) -> int:
     start = perf_counter_ns()
     result = machine.run()
     ns = perf_counter_ns() - start
@@ -138,7 +143,7 @@ def handler(kind: str, image_path: str) -> dict[str, int]:
         where = machine.on_pio(PORT) if kind.startswith("pio") else machine.on_mmio(MMIO, 4)
 
         @where
-        def handle(access: Any) -> None:
+        def handle(access: Access) -> None:
             nonlocal exits, total
             exits += 1
             if access.is_write:
@@ -178,7 +183,7 @@ def step(count: str) -> dict[str, int]:
     total, steps = 0, int(count)
     with Kvm() as kvm, kvm.create_vm() as vm:
         vcpu = prepare(vm, STEPS, "protected")
-        vcpu.guest_debug(single_step=True)
+        vcpu.set_guest_debug(singlestep=True)
         start = perf_counter_ns()
         for _ in range(steps):
             exit_ = vcpu.run()
@@ -190,10 +195,16 @@ def step(count: str) -> dict[str, int]:
 
 
 def _create_driver() -> tuple[int, int]:
+    """The same steps as the C peer: real mode is what a vCPU starts in, only CS has to move."""
     start = perf_counter_ns()
     kvm = Kvm()
     vm = kvm.create_vm()
-    vcpu = prepare(vm, FIRST_EXIT, "real")
+    region = vm.add_memory(0, MEMORY)
+    region.write(LOAD, FIRST_EXIT)
+    vcpu = vm.create_vcpu(0)
+    vcpu.sregs.cs.base = 0
+    vcpu.sregs.cs.selector = 0
+    vcpu.regs.rip = LOAD
     exit_ = vcpu.run()
     up = perf_counter_ns()
     if not isinstance(exit_, IoExit):
@@ -215,7 +226,7 @@ def _create_machine() -> tuple[int, int]:
     machine.load(FIRST_EXIT, load=LOAD, entry=LOAD, mode="real", format="flat")
 
     @machine.on_pio(0x10)
-    def first(access: Any) -> None:
+    def first(access: Access) -> None:
         reached.append(perf_counter_ns())
 
     result = machine.run()
@@ -237,7 +248,12 @@ def create(side: str, count: str) -> dict[str, float]:
 
 def main(arguments: list[str]) -> None:
     """Does what the arguments say, prints the JSON line."""
-    work = {"exits": exits, "enter": enter, "step": step, "create": create}
+    work: dict[str, Callable[..., object]] = {
+        "exits": exits,
+        "enter": enter,
+        "step": step,
+        "create": create,
+    }
     if not arguments or arguments[0] not in work:
         raise SystemExit(__doc__)
     print(json.dumps(work[arguments[0]](*arguments[1:])))

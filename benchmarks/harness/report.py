@@ -28,11 +28,12 @@ def amount(value: float, unit: Unit) -> str:
                     else f"{value / size:.0f} {name}"
                 )
         return f"{value:.3g} ns"
-    suffix = "/s" if unit == "per_second" else ""
+    if unit == "count":
+        return f"{value:,.0f}"
     for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g} {name}{suffix}"
-    return f"{value:.3g}{' ' if suffix else ''}{suffix}"
+            return f"{value / size:.3g} {name}/s"
+    return f"{value:.3g} /s"
 
 
 def with_spread(spread: Spread | None, unit: Unit) -> str:

@@ -90,7 +90,7 @@ def test_cells_show_medians_goal_and_verdict() -> None:
         (-1500.0, "ns", "-1.5 µs"),
         (40 * 2**20, "bytes", "40.0 MiB"),
         (123456, "per_second", "123 k/s"),
-        (512, "count", "512"),
+        (5123.4, "count", "5,123"),
     ],
 )
 def test_amounts_are_readable(value: float, unit: str, text: str) -> None:
