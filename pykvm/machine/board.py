@@ -102,7 +102,7 @@ class _Tee:
 class Standard:
     """COM1, debug-exit, debugcon and the POST port of a machine."""
 
-    def __init__(self, machine: Machine, serial: Any) -> None:
+    def __init__(self, machine: Machine, serial: Any, debugcon: Any) -> None:
         self.captured = Captured()
         self.debugcon_captured = Captured()
         self.backend: Any = None
@@ -114,7 +114,10 @@ class Standard:
         self.uart = Uart16550(line(machine, COM1_IRQ), output, name="COM1")
         if self.backend is not None:
             self.uart.connect(_Tee(self.captured, self.backend))  # type: ignore[arg-type]
-        self.debugcon = DebugCon(self.debugcon_captured.write)
+        shown: Callable[[bytes], object] = self.debugcon_captured.write
+        if debugcon is not None:
+            shown = _both(shown, debugcon if callable(debugcon) else debugcon.write)
+        self.debugcon = DebugCon(shown)
         self.post = PostCode()
         self.debug_exit = DebugExit(
             lambda value: machine.request_stop(StopReason.DEBUG_EXIT, value)
@@ -139,9 +142,9 @@ def line(machine: Machine, gsi: int) -> GsiLine | UnconnectedLine:
     return UnconnectedLine(gsi)
 
 
-def add_standard_devices(machine: Machine, serial: Any) -> Standard:
+def add_standard_devices(machine: Machine, serial: Any, debugcon: Any) -> Standard:
     """What a kernel expects to find, and what test kernels end with."""
-    standard = Standard(machine, serial)
+    standard = Standard(machine, serial, debugcon)
     machine.add_device(standard.uart, pio=COM1, length=8)
     machine.add_device(standard.debug_exit, pio=DEBUG_EXIT, length=4)
     machine.add_device(standard.debugcon, pio=DEBUGCON)

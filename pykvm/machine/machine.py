@@ -51,6 +51,7 @@ class Machine:
     - `irqchip`: "kernel" (PIC, IOAPIC, LAPIC and PIT in KVM), "split" (LAPIC only) or "none".
     - `serial`: a `pykvm.devices.chardev` back end, or a callable that takes bytes, for COM1;
       output is also kept for `RunResult.serial`.
+    - `debugcon`: the same for the debug console at port 0xe9 (output only).
     - `unclaimed`: what an access that nobody owns does: "ones" (reads all-ones, writes go
       nowhere, as on a PC bus), "ignore" (reads 0), "log" (as "ones", and logged), or "stop".
     - `trace`: entries of the trace ring per vCPU (a power of two); 64 recent exits are always
@@ -68,6 +69,7 @@ class Machine:
         *,
         irqchip: Irqchip = "kernel",
         serial: Any = None,
+        debugcon: Any = None,
         unclaimed: Unclaimed = "ones",
         trace: int = 0,
         huge_pages: str | None = None,
@@ -117,7 +119,7 @@ class Machine:
             self.control = Control(self.vcpus)
             self.standard: board.Standard | None = None
             if devices:
-                self.standard = board.add_standard_devices(self, serial)
+                self.standard = board.add_standard_devices(self, serial, debugcon)
         except BaseException:
             self.close()
             raise

@@ -1,0 +1,180 @@
+"""What every verb shares: the argument parser, numbers, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any, NoReturn
+
+from pykvm.errors import PykvmError
+
+HOST_ERROR = 125
+
+
+class UsageError(PykvmError):
+    """The command line is wrong: one sentence with the remedy."""
+
+
+class Terminated(BaseException):
+    """A signal asked the command to end; raised so that terminals and files are put right."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` for one verb: errors are `UsageError`, the help ends with an example."""
+
+    def __init__(self, verb: str, description: str, examples: str) -> None:
+        super().__init__(
+            prog=f"pykvm {verb}",
+            description=description,
+            epilog=examples,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UsageError`: the command's one line on stderr comes from there."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=_help_width())
+
+
+def _help_width() -> int:
+    import shutil
+
+    return min(100, max(60, shutil.get_terminal_size().columns - 2))
+
+
+def number(text: str) -> int:
+    """A non-negative integer as typed: 4096, 0x1000, 0b1, 0o17. For argparse's `type=`."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(
+            f"{printable(text)} is not a number; write it like 0x1000 or 4096"
+        )
+    return value
+
+
+def seconds(text: str) -> float:
+    """A positive time in seconds. For argparse's `type=`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(
+            f"{printable(text)} is not a time in seconds; write it like 5 or 0.5"
+        )
+    return value
+
+
+def memory(text: str) -> str | int:
+    """A size as `Machine(memory=)` takes it, or bytes as 0x4000000. For argparse's `type=`."""
+    if text[:2].lower() == "0x":
+        return number(text)
+    return text
+
+
+def printable(text: str) -> str:
+    """`text` as a message can show it: quoted and escaped where it is unusual, and not too long."""
+    shown = text if len(text) <= 80 else text[:77] + "..."
+    if shown and shown.isprintable() and " " not in shown:
+        return shown
+    return repr(shown)
+
+
+def near(word: str, known: Iterable[str]) -> list[str]:
+    """The known words that look like `word`, best first."""
+    import difflib
+
+    return difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    import json
+
+    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong in one line without control characters."""
+    if isinstance(error, PykvmError):
+        text = str(error)
+    elif isinstance(error, OSError):
+        text = _os_error(error)
+    elif isinstance(error, MemoryError):
+        text = "the host has not enough memory for this; try a smaller --memory"
+    else:
+        text = f"internal error, please report it: {type(error).__name__}: {error}"
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
+def _os_error(error: OSError) -> str:
+    why = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{printable(os.fsdecode(error.filename))}: {why}"
+    return why
+
+
+def complain(error: BaseException) -> int:
+    """The one line on stderr that an error gets, and its exit code.
+
+    `PYKVM_TRACEBACK=1` in the environment shows the traceback before it.
+    """
+    if os.environ.get("PYKVM_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(error)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        silence_stdout()
+    try:
+        print(f"pykvm: {one_line(error)}", file=sys.stderr)
+    except (OSError, ValueError):
+        pass  # nobody is there to read it
+    return HOST_ERROR
+
+
+def silence_stdout() -> None:
+    """Nobody reads stdout any more: what is still buffered goes nowhere, also at exit."""
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.close(sink)
+    except OSError:
+        pass
+
+
+def tolerate_any_encoding() -> None:
+    """Characters that the terminal's encoding lacks are replaced instead of being an error."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
+        if reconfigure is not None and (stream.encoding or "").lower() != "utf-8":
+            reconfigure(errors="replace")
+
+
+def end_on_signals() -> None:
+    """From here on SIGTERM and SIGHUP raise `Terminated`, so that `finally` blocks run."""
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        raise Terminated(signum)
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is signal.SIG_DFL:
+            signal.signal(signum, handler)

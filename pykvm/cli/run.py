@@ -1,0 +1,109 @@
+"""`pykvm run IMAGE`: boots an image; the guest's serial port is the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pykvm.cli.common import Parser, UsageError, end_on_signals, print_json
+from pykvm.cli.image_options import (
+    add_image_options,
+    add_machine_options,
+    add_serial_options,
+    make_machine,
+)
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from pykvm.machine import Machine, RunResult
+
+EXAMPLES = """examples:
+  pykvm run hello64
+  pykvm run boot.bin --load 0x7c00 --entry 0x7c00     a flat 16-bit image
+  pykvm run kernel.elf --timeout 5 --exits            an ELF, with an account of its exits
+  pykvm run kernel --module "initrd.img quiet" --cmdline "debug"
+  pykvm run echo --serial unix:/tmp/console,server
+
+Exit status: 0 if the guest ended cleanly, (v << 1) | 1 if it wrote v to the debug-exit port
+0xf4, 124 after --timeout, 125 for errors of usage and host, 126 if the guest crashed."""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the verb."""
+    parser = Parser("run", "Boots an image and shows what it prints.", EXAMPLES)
+    add_image_options(parser)
+    add_machine_options(parser)
+    add_serial_options(parser, "stdio")
+    group = parser.add_argument_group("reports")
+    group.add_argument(
+        "--exits", action="store_true", help="afterwards, an account of the exits on stderr"
+    )
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object on stdout instead of the serial output, which is in it",
+    )
+    return run(parser.parse_args(arguments))
+
+
+def run(options: Namespace) -> int:
+    """Boots the image and reports how it ended; returns the exit status."""
+    from pykvm.cli.console import Console
+
+    if options.json and (options.serial or "").partition(",")[0] == "stdio":
+        raise UsageError(
+            "--json needs stdout for itself; leave out --serial stdio (the output is in the JSON)"
+        )
+    end_on_signals()
+    console = Console.for_run(options)
+    with make_machine(options, serial=console.serial, debugcon=console.debugcon) as machine:
+        with console.attached(machine):
+            result = machine.run(timeout=options.timeout)
+        return _report(options, machine, result, console)
+
+
+def _report(options: Namespace, machine: Machine, result: RunResult, console: Any) -> int:
+    if options.json:
+        print_json(as_dict(options, machine, result))
+    if options.exits:
+        from pykvm.lab.totals import exit_totals, totals_text
+
+        print(totals_text(exit_totals(machine), result), file=sys.stderr)
+    explain(result)
+    if console.hangup:
+        return 128 + 13
+    return result.exit_code
+
+
+def explain(result: RunResult) -> None:
+    """Says on stderr why a run ended, where that is not obvious."""
+    if result.report:
+        print(result.report, file=sys.stderr)
+    elif result.exit_code == 126:
+        print(f"pykvm: {result.reason}: {result.detail}", file=sys.stderr)
+
+
+def as_dict(options: Namespace, machine: Machine, result: RunResult) -> dict[str, Any]:
+    """A run as JSON: stable names, serial output as text."""
+    image = machine.image
+    return {
+        "image": options.image,
+        "format": image.format if image else None,
+        "mode": image.mode if image else None,
+        "entry": image.entry if image else None,
+        "reason": str(result.reason),
+        "detail": result.detail,
+        "value": result.value,
+        "exit_code": result.exit_code,
+        "vcpu": result.vcpu,
+        "elapsed": round(result.elapsed, 6),
+        "serial": result.text,
+        "debugcon": result.debugcon.decode("utf-8", "replace"),
+        "exits": result.exits,
+        "unclaimed": [
+            {"bus": bus, "address": address, "count": count}
+            for (bus, address), count in sorted(machine.unclaimed_counts.items())
+        ],
+        "report": result.report,
+    }
