@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pykvm.kvm.exit_site import Site
     from pykvm.kvm.vcpu import Vcpu
 
-_RUN_SIZE = ffi.sizeof("struct kvm_run")
+# What an exit keeps of `struct kvm_run`: all up to the synced general and segment registers.
+_KEPT_SIZE = ffi.offsetof("struct kvm_run", "s") + ffi.offsetof("struct kvm_sync_regs", "events")
 _new_run = ffi.new_allocator(should_clear_after_alloc=False)
 _RUN_TYPE = ffi.typeof("struct kvm_run *")
 _REGS_TYPE = ffi.typeof("struct kvm_regs *")
@@ -139,7 +140,7 @@ class Exit:
             return
         self._remember()
         copy = _new_run(_RUN_TYPE)
-        ffi.memmove(copy, self._run, _RUN_SIZE)
+        ffi.memmove(copy, self._run, _KEPT_SIZE)
         self._run = copy
         self._detached = True
 

@@ -59,8 +59,10 @@ class Site:
         if self.spot is None:
             return False
         region, offset, length = self.spot
-        now = b"" if region.closed else region._view[offset : offset + length]
-        return now == self.after[:length]
+        try:
+            return region._view[offset : offset + length] == self.after[:length]
+        except ValueError:  # the region was closed
+            return False
 
     def code(self, address: int) -> bytes:
         """The bytes known from `address` on; empty if none are."""

@@ -111,8 +111,10 @@ class IoExit(Exit, kvm="KVM_EXIT_IO"):
 
     def _detach(self) -> None:
         if not self._detached:
-            self._copy = memoryview(bytes(self._bytes()))
-            super()._detach()
+            io = self._run.io
+            at = io.data_offset
+            self._copy = memoryview(bytes(self.vcpu._mapping[at : at + io.size * io.count]))
+            Exit._detach(self)
 
     def _locate(self, site: Site) -> Where:
         from pykvm.kvm.exit_locate import locate_port
