@@ -201,8 +201,10 @@ static uint64_t loop(struct pykvm_vcpu *v)
 {
     struct kvm_run *run = v->run;
     for (;;) {
-        if (v->trace.lossless && v->trace.head - v->trace.tail >= v->trace.capacity)
+        if (v->trace.lossless && v->trace.head - v->trace.tail >= v->trace.capacity) {
+            pykvm_account_entry(v, pykvm_tsc());  /* the last record must be whole when drained */
             return CODE(PYKVM_TRACE_FULL, 0, 0, 0);
+        }
         if (v->sync_dirty) {
             if (v->pending) {
                 long r = pykvm_complete(v);

@@ -6,38 +6,51 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pykvm import boot
+from pykvm.boot.symbols import Symbol, SymbolTable
 from pykvm.machine.result import MachineError
 
 if TYPE_CHECKING:
+    from pykvm.images import GuestImage
     from pykvm.machine.machine import Machine
 
 
-def resolve(image: str | os.PathLike[str] | bytes, options: dict[str, Any]) -> Any:
-    """The path of a shipped guest when `image` is its name; its load options become defaults."""
+def shipped(image: Any) -> GuestImage | None:
+    """The guest that pykvm ships under this name; None where `image` is something else."""
     if not isinstance(image, str) or os.sep in image or os.path.exists(image):
-        return image
+        return None
     from pykvm import images
 
-    if image not in images.names():
-        return image  # the loader says that there is no such file
-    guest = images.find(image)
-    for key in ("load", "entry", "mode"):
-        if options.get(key) is None:
-            options[key] = getattr(guest, key)
+    return images.find(image) if image in images.names() else None
+
+
+def add_defaults(guest: GuestImage, options: dict[str, Any]) -> None:
+    """How a shipped guest wants to be loaded, where `options` do not say otherwise."""
     if options.get("format") == "auto":
         options["format"] = guest.format
-    if guest.format != "flat":
-        options.update(load=None, entry=None, mode=None)
-    return guest.path
+    if guest.format == "flat":  # others say these themselves
+        for key in ("load", "entry", "mode"):
+            if options.get(key) is None:
+                options[key] = getattr(guest, key)
+
+
+def flat_symbols(guest: GuestImage) -> SymbolTable:
+    """The symbols of a shipped flat image, which has no symbol table of its own."""
+    symbols = [Symbol(name, at, 0, True) for name, at in guest.symbols.items()]
+    return SymbolTable(lambda: (symbols, ""))
 
 
 def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
     """Loads and places an image; the machine is unchanged if it is refused."""
     if machine.status == "running":
         raise MachineError("cannot load an image into a running machine; stop() it first")
-    source = resolve(image, options)
+    guest = shipped(image)
+    if guest is not None:
+        add_defaults(guest, options)
+    source = image if guest is None else guest.path
     ram = [(r.gpa, r.size) for r in machine.memory.regions]
     loaded = boot.load_image(source, memory_size=machine.memory_size, ram=ram, **options)
+    if guest is not None and guest.symbols:
+        loaded.symbol_table = flat_symbols(guest)
     if machine.has_run:
         from pykvm.machine.vcpu_reset import reset_cpus
 

@@ -1,4 +1,4 @@
-"""/dev/kvm itself: is it there, may we open it, does a first VM run? If not, why, and what helps."""
+"""/dev/kvm itself: is it there, may we open it, does a VM run? If not, why, and what helps."""
 
 from __future__ import annotations
 

@@ -133,11 +133,8 @@ def _ioeventfd(kvm: Kvm, section: Section) -> None:
     finally:
         os.close(event)
     works = signalled and end.kind == "done"
-    text = (
-        "a guest's write signals an eventfd, without an exit"
-        if works
-        else (
-            f"the eventfd {'was' if signalled else 'was not'} signalled; the guest ended as: {end.text}"
-        )
-    )
+    text = "a guest's write signals an eventfd, without an exit"
+    if not works:
+        was = "was" if signalled else "was not"
+        text = f"the eventfd {was} signalled; the guest ended as: {end.text}"
     section.add("ioeventfd", "ioeventfd", works, text, value=works)
