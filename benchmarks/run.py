@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -15,9 +17,14 @@ from benchmarks.harness import cases, host, qemu, report, rounds, toolchain
 from benchmarks.harness.model import BenchError, CaseResult
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(125, f"benchmarks: {message}; see --help\n")
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="benchmarks/run.py",
         description=__doc__,
         epilog="Example: python benchmarks/run.py --case pio-out --rounds 5",
@@ -28,6 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each case")
     parser.add_argument("--quick", action="store_true", help="3 rounds of shorter runs: a look")
+    parser.add_argument("--json", action="store_true", help="print JSON with every sample")
     parser.add_argument("--install", action="store_true", help="as root: install QEMU if missing")
     parser.add_argument(
         "--output",
@@ -54,7 +62,8 @@ def _measure(options: argparse.Namespace) -> list[CaseResult]:
         count = options.rounds or (3 if options.quick else case.rounds)
         result = rounds.run_case(case, min(count, case.most_rounds), progress=_progress)
         _progress("")
-        report.print_case(result)
+        if not options.json:
+            report.print_case(result)
         results.append(result)
     return results
 
@@ -79,11 +88,13 @@ def main(arguments: list[str] | None = None) -> int:
     except BenchError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 125
+    if options.json:
+        print(json.dumps(report.as_json(facts, results)))
     partial = options.case or options.quick or options.rounds
     directory = options.output or (None if partial else toolchain.SOURCES / "results")
     if directory:
         for path in report.write(directory, facts, results):
-            print(f"wrote {path}")
+            print(f"wrote {path}", file=sys.stderr)
     return 0
 
 

@@ -21,6 +21,7 @@ VERBS = {
     "trace": "boot an image and show every VM exit",
     "guests": "list the guests that come with pykvm",
     "doctor": "try out what this host's /dev/kvm can do",
+    "bench": "measure against raw C programs and QEMU (in the source tree)",
 }
 """The verbs in the order of `--help`; each is the module `pykvm.cli.<verb>` with its `main`."""
 

@@ -198,5 +198,7 @@ def test_an_unknown_case_and_no_rounds_are_usage_errors(
     monkeypatch.setattr("benchmarks.harness.host.facts", dict)
     assert run.main(["--case", "nonsense"]) == 125
     assert "no case is called nonsense" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run.main(["--rounds", "0"])
+    for words in (["--rounds", "0"], ["--nonsense"]):
+        with pytest.raises(SystemExit) as ended:
+            run.main(words)
+        assert ended.value.code == 125
