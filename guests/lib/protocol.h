@@ -83,10 +83,11 @@ struct guest_case {
     void (*run)(void);
 };
 
-#define GUEST_CASE(name)                                                                    \
-    static void name(void);                                                                 \
-    const struct guest_case guest_case_##name                                               \
-        __attribute__((section("guest_cases"), used, no_reorder, aligned(8))) = {#name, name};          \
+#define GUEST_CASE(name)                                                        \
+    static void name(void);                                                     \
+    const struct guest_case guest_case_##name                                   \
+        __attribute__((section("guest_cases"), used, no_reorder, aligned(8))) = \
+        {#name, name};                                                          \
     static void name(void)
 
 void guest_run_cases(void);
