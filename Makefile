@@ -33,7 +33,7 @@ guests: setup
 	$(PY) guests/build.py
 
 bench: setup
-	$(PY) benchmarks/run.py
+	$(PY) benchmarks/run.py --install
 
 docs: setup
 	$(PY) -m pdoc --docformat markdown -o docs/api pykvm '!pykvm._native'

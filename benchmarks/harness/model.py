@@ -82,7 +82,7 @@ class Case:
     about: str
     sides: tuple[Side, ...]
     comparisons: tuple[Comparison, ...]
-    rounds: int = 15
+    rounds: int = 11
     most_rounds: int = 1000
     warm_up: bool = True
 
