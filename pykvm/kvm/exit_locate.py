@@ -4,14 +4,14 @@ What KVM does (arch/x86/kvm/x86.c), and what each kind of host was seen to do:
 
 - OUT: the fast path of VMX and SVM (`kvm_fast_pio`) leaves RIP on the instruction, except for port
   0x7e (KVM_X86_QUIRK_OUT_7E_INC_RIP). The instruction emulator writes RIP back before it exits:
-  RIP is behind the OUT. Hosts without VMX or SVM emulate all of ring 0 this way (measured there:
-  16, 32 and 64-bit code alike), and so do VMX hosts without unrestricted guest.
-- REP OUTS: always emulated. RIP stays on the instruction while elements are left (RCX is not 0),
-  and is behind it at the last exit.
+  RIP is behind the OUT. So it was measured on a host without VMX and SVM, where KVM emulates: in
+  real mode, 32-bit and 64-bit code, ring 0 and ring 3. VMX hosts without unrestricted guest emulate
+  real mode as well.
+- REP OUTS: always emulated. RIP stays on the instruction, also for the last element (measured:
+  RCX is 0 then): the emulator looks at RCX before an element, not after it.
 - IN, INS, MMIO reads, RDMSR and WRMSR: RIP is on the instruction; they complete at the next entry.
-- MMIO writes: always emulated, RIP is behind the instruction already at the first fragment
-  (measured: also for the second half of an access that crosses a page), except for a REP string
-  instruction with elements left, whose RSI, RDI and RCX have moved on, though.
+- MMIO writes: always emulated. RIP is behind the instruction (measured: for both parts of one that
+  crosses a page), but on it for a REP string instruction, whose RSI, RDI and RCX have moved on.
 - HLT: RIP is behind it.
 
 So both places are looked at, and what lies there must fit the exit: opcode, port, size, direction
@@ -22,6 +22,7 @@ measured once with a tiny VM.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ from pykvm.kvm.exit_base import Where
 if TYPE_CHECKING:
     from pykvm.kvm.decode import Instruction, MemoryOperand
     from pykvm.kvm.exit_site import Site
+
+Translate = Callable[[int], int | None]
 
 _LONGEST = 15
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"
@@ -50,16 +53,14 @@ class PortInstruction:
     """The immediate port, None if it is in DX."""
     string: bool
     rep: bool
-    address_bits: int
 
 
 def parse_port_instruction(code: bytes, bits: int) -> PortInstruction | None:
     """The port instruction that `code` begins with, None for any other (SDM vol. 2, 2.1)."""
-    other_operand = other_address = rep = False
+    other_operand = rep = False
     at = 0
     while at < len(code) and code[at] in _PREFIXES:
         other_operand |= code[at] == 0x66
-        other_address |= code[at] == 0x67
         rep |= code[at] in (0xF2, 0xF3)
         at += 1
     if bits == 64 and code[at : at + 1] and code[at] & 0xF0 == 0x40:  # REX
@@ -78,8 +79,7 @@ def parse_port_instruction(code: bytes, bits: int) -> PortInstruction | None:
         port = code[length]
         length += 1
     size = 1 if not opcode & 1 else 2 if (bits == 16) != other_operand else 4
-    wide = {16: (16, 32), 32: (32, 16), 64: (64, 32)}[bits][other_address]
-    return PortInstruction(length, bool(opcode & 2), size, port, string, rep and string, wide)
+    return PortInstruction(length, bool(opcode & 2), size, port, string, rep and string)
 
 
 def locate_port(site: Site, regs: Any, write: bool, port: int, size: int, count: int) -> Where:
@@ -103,8 +103,7 @@ def locate_port(site: Site, regs: Any, write: bool, port: int, size: int, count:
     if here and behind:
         key = (site.bits, site.user, here.string)
         if here.rep:
-            left = regs.rcx & ((1 << here.address_bits) - 1)
-            use_behind = left == 0
+            use_behind = False
         elif port == 0x7E:
             use_behind = True
         else:
@@ -183,18 +182,26 @@ def locate_opcode(site: Site, behind: bool, *opcodes: bytes) -> Where:
     return Where(site.address, known, site.after if here else b"", site.bits)
 
 
-def locate_memory(site: Site, regs: Any, write: bool, gpa: int, data: bytes) -> Where:
-    """The place of the instruction that accessed guest-physical `gpa`; `data`: what it wrote."""
+def locate_memory(
+    site: Site, regs: Any, write: bool, gpa: int, data: bytes, translate: Translate | None = None
+) -> Where:
+    """The place of the instruction that accessed guest-physical `gpa`; `data`: what it wrote.
+
+    `translate` gives the guest-physical address of a linear one with the page tables of the exit;
+    without it only the offset in the page is compared.
+    """
     if not write or not site.before:
         return Where(site.address, True, site.after, site.bits)
     from pykvm.kvm.decode import decode
 
-    ending = _ending_at_rip(site)
-    for found in sorted(ending, key=lambda one: (ending[one], one.size), reverse=True):
-        if _stores(found, site, regs, gpa, data):
-            return Where(found.address, True, found.code, site.bits)
+    store = _Store(site, regs, gpa, data, translate)
     here = decode(site.after, site.address, site.bits)
-    if here and _stores(here, site, regs, gpa, data):
+    if here and not (here.mnemonic.startswith("rep") and store.fits(here)):
+        ending = _ending_at_rip(site)
+        for found in sorted(ending, key=lambda one: (ending[one], one.size), reverse=True):
+            if store.fits(found):
+                return Where(found.address, True, found.code, site.bits)
+    if here and store.fits(here):
         return Where(site.address, True, here.code, site.bits)
     return Where(site.address, not site.after, b"", site.bits)
 
@@ -221,31 +228,78 @@ def _ending_at_rip(site: Site) -> dict[Instruction, int]:
     return support
 
 
-def _stores(found: Instruction, site: Site, regs: Any, gpa: int, data: bytes) -> bool:
-    """Whether an instruction, already executed, can have written `data` (or a part) to `gpa`."""
-    for operand in found.memory:
-        if not operand.writes:
-            continue
-        for linear in _effective_addresses(found, operand, site, regs):
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """An MMIO write, to be compared with instructions that may have made it, already executed."""
+
+    site: Site
+    regs: Any
+    gpa: int
+    data: bytes
+    translate: Translate | None
+
+    def fits(self, found: Instruction) -> bool:
+        """Whether `found` can have written the data (or that part of it) there."""
+        for operand in found.memory:
+            if not operand.writes:
+                continue
+            linear = self._address(found, operand)
+            if linear is None:
+                continue
             for offset, length in _fragments(linear, operand.size):
-                if length != len(data) or not _same_place(linear + offset, gpa, site.paging):
-                    continue
-                if length == operand.size:
-                    stored = _value(found, site, regs)
-                    if stored is not None and stored & ((1 << 8 * len(data)) - 1) != int.from_bytes(
-                        data, "little"
-                    ):
-                        continue
-                return True
-    if found.mnemonic.startswith("push"):
-        return _same_place(site.bases["ss"] + regs.rsp, gpa, site.paging)
-    return False
+                if length == len(self.data) and self._is_place(linear + offset):
+                    value = self._value(found) if length == operand.size else None
+                    if value is None or value == int.from_bytes(self.data, "little"):
+                        return True
+        if found.mnemonic.startswith("push"):
+            return self._is_place(self.site.bases["ss"] + self.regs.rsp)
+        return False
 
+    def _is_place(self, linear: int) -> bool:
+        if not self.site.paging:
+            return linear == self.gpa
+        if (linear ^ self.gpa) & 0xFFF:
+            return False
+        return self.translate is None or self.translate(linear) == self.gpa
 
-def _same_place(linear: int, gpa: int, paging: bool) -> bool:
-    # Paging keeps the offset in the page, whatever the tables say (and may say by now).
-    mask = 0xFFF if paging else (1 << 64) - 1
-    return (linear ^ gpa) & mask == 0
+    def _address(self, found: Instruction, operand: MemoryOperand) -> int | None:
+        """The operand's linear address; a string instruction has moved its pointer since."""
+        base = self._register(operand.base, found)
+        index = self._register(operand.index, found)
+        if base is None or index is None:
+            return None
+        offset = base + index * operand.scale + operand.displacement
+        if found.mnemonic.split()[-1][:4] in ("movs", "stos") and operand.base in _STRING_TARGETS:
+            offset += operand.size if self.regs.rflags & _DIRECTION else -operand.size
+        name = operand.base or operand.index
+        bits = self.site.bits
+        if name.startswith("e") or name.endswith("d"):
+            bits = 32
+        elif name and bits == 32:
+            bits = 16
+        elif bits == 16 and operand.displacement > 0xFFFF:
+            bits = 32
+        segment = operand.segment or ("ss" if operand.base in _STACK_BASES else "ds")
+        top = (1 << 64 if self.site.bits == 64 else 1 << 32) - 1
+        return (self.site.bases.get(segment, 0) + (offset & (1 << bits) - 1)) & top
+
+    def _value(self, found: Instruction) -> int | None:
+        """What a MOV stored, None if that is not known."""
+        source = found.source
+        value = self._register(source, found) if isinstance(source, str) else source
+        return None if value is None else value & ((1 << 8 * len(self.data)) - 1)
+
+    def _register(self, name: str, found: Instruction) -> int | None:
+        """A general register (or a part of one) by name; 0 for none, None if it is another kind."""
+        if not name:
+            return 0
+        if name in ("rip", "eip"):
+            return found.address + found.size
+        place = _REGISTERS.get(name)
+        if place is None:
+            return None
+        register, shift, bits = place
+        return int(getattr(self.regs, register)) >> shift & ((1 << bits) - 1)
 
 
 def _fragments(linear: int, size: int) -> list[tuple[int, int]]:
@@ -259,52 +313,9 @@ def _fragments(linear: int, size: int) -> list[tuple[int, int]]:
     return fragments
 
 
-def _effective_addresses(
-    found: Instruction, operand: MemoryOperand, site: Site, regs: Any
-) -> list[int]:
-    """The operand's linear addresses. String instructions may have moved their pointer since."""
-    base = _register(operand.base, site, regs, found)
-    index = _register(operand.index, site, regs, found)
-    if base is None or index is None:
-        return []
-    segment = operand.segment or ("ss" if operand.base in _STACK_BASES else "ds")
-    name = operand.base or operand.index
-    bits = site.bits
-    if name.startswith("e") or name.endswith("d"):
-        bits = 32
-    elif name and bits == 32:
-        bits = 16
-    elif bits == 16 and operand.displacement > 0xFFFF:
-        bits = 32
-    plain = base + index * operand.scale + operand.displacement
-    moved = [0]
-    if found.mnemonic.split()[-1][:4] in ("movs", "stos"):
-        moved = [-operand.size, operand.size, 0]
-    top = (1 << 64 if site.bits == 64 else 1 << 32) - 1
-    start = site.bases.get(segment, 0)
-    return [(start + (plain + m & (1 << bits) - 1)) & top for m in moved]
-
-
+_DIRECTION = 1 << 10  # RFLAGS.DF
+_STRING_TARGETS = ("rdi", "edi", "di")
 _STACK_BASES = ("rsp", "esp", "sp", "rbp", "ebp", "bp")
-
-
-def _value(found: Instruction, site: Site, regs: Any) -> int | None:
-    if isinstance(found.source, str):
-        return _register(found.source, site, regs, found)
-    return found.source
-
-
-def _register(name: str, site: Site, regs: Any, found: Instruction) -> int | None:
-    """The value of a general register (or a part of one) by name; 0 for none, None if unknown."""
-    if not name:
-        return 0
-    if name in ("rip", "eip"):
-        return found.address + found.size
-    place = _REGISTERS.get(name)
-    if place is None:
-        return None
-    register, shift, bits = place
-    return int(getattr(regs, register)) >> shift & ((1 << bits) - 1)
 
 
 def _register_table() -> dict[str, tuple[str, int, int]]:

@@ -120,7 +120,7 @@ def _surroundings(
     for start, end in pairwise(cuts):
         base = start & -_PAGE
         if base not in pages:
-            pages[base] = _physical(vcpu, base) if paging else base
+            pages[base] = physical(vcpu, base) if paging else base
         place = _find(vcpu, pages[base], start - base, end - start)
         if place is None:
             if start >= address:
@@ -149,7 +149,9 @@ def _find(
     return None
 
 
-def _physical(vcpu: Vcpu, linear: int) -> int | None:
+def physical(vcpu: Vcpu, linear: int) -> int | None:
+    """The guest-physical address of a linear one with the page tables of the exit; None if it is
+    not mapped."""
     # Not vcpu.translate(): that would first bring changed registers to the kernel, which completes
     # a pending instruction. Here the page tables of the exit are wanted.
     request: Any = ffi.new("struct kvm_translation *")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pykvm._native import ffi, lib
@@ -192,10 +193,14 @@ class MmioExit(Exit, kvm="KVM_EXIT_MMIO"):
 
     def _locate(self, site: Site) -> Where:
         from pykvm.kvm.exit_locate import locate_memory
+        from pykvm.kvm.exit_site import physical
 
         write = self.is_write
         data = self.value.to_bytes(self.size, "little") if write else b""
-        return locate_memory(site, self._regs(), write, self.gpa, data)
+        if self._detached:  # the page tables may have changed since
+            return locate_memory(site, self._regs(), write, self.gpa, data)
+        translate = partial(physical, self.vcpu)
+        return locate_memory(site, self._regs(), write, self.gpa, data, translate)
 
     def _what(self) -> str:
         size = _bytes(self.size)
