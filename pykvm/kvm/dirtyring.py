@@ -13,6 +13,7 @@ from typing import Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
+from pykvm.kvm.errors import ClosedError
 
 ENTRY_SIZE = 16
 
@@ -33,6 +34,8 @@ class DirtyRing:
         At most `limit` of them. The pages stay unprotected until `Vm.reset_dirty_rings()`.
         """
         ring, size, position = self._buffer, self.entries, self._next
+        if ring is None:
+            raise ClosedError("this dirty ring is closed with its vCPU")
         found: list[tuple[int, int]] = []
         left = size if limit is None else limit
         while left > 0:

@@ -20,14 +20,16 @@ _AT_ONCE = 255  # the kernel refuses lists of MAX_IO_MSRS (256) entries and more
 
 
 class MsrError(KvmError):
-    """An MSR that KVM refused to read or write.
+    """An MSR that KVM refused to read or write; the message has its name and number.
 
     `.index`: its number. `.value`: what was to be written, None for a read. `.done`: how many MSRs
     of the call were read or written before it.
     """
 
     def __init__(self, ioctl: str, index: int, value: int | None, done: int) -> None:
-        what = f"MSR {index:#x}" if value is None else f"MSR {index:#x} = {value:#x}"
+        from pykvm.kvm.exit_names import msr
+
+        what = msr(index) if value is None else f"{msr(index)} = {value:#x}"
         why = explain(ioctl, (index, value)) or (
             "KVM does not have this MSR, or the vCPU's CPUID hides it"
             if value is None

@@ -104,16 +104,17 @@ class VcpuEventsPart(VcpuBase):
     events = property(get_vcpu_events, set_vcpu_events, doc="Pending events: a copy.")
 
     def interrupt(self, vector: int) -> None:
-        """Queues an external interrupt. Only without an in-kernel LAPIC, one at a time.
+        """Queues an external interrupt, as a PIC in user space does: no irqchip, or a split one.
 
         The guest must be able to take it: see `ready_for_interrupt`, `request_interrupt_window`.
+        A second one before the first is taken replaces it, or is refused with a split irqchip.
         """
         check_int(vector, 8, "vector", "KVM_INTERRUPT")
         try:
             self.ioctl("KVM_INTERRUPT", ffi.new("struct kvm_interrupt *", (vector,)))
         except KvmError as error:
             hints = {
-                errno.ENXIO: "the VM has an in-kernel irqchip; use vm.irq_line or vm.signal_msi",
+                errno.ENXIO: "the PIC is in the kernel; use vm.irq_line or vm.signal_msi",
                 errno.EEXIST: "an interrupt is queued already; run the vCPU first",
             }
             raise error.explained(f"vector={vector:#x}", hints.get(error.errno or 0, "")) from None

@@ -21,7 +21,8 @@ class FpuState(Record):
     """x87 and SSE registers (`struct kvm_fpu`).
 
     `fpr`: the eight x87 registers as 16 bytes each (80 bits used); `xmm`: the sixteen XMM
-    registers; `ftwx`: the tag word in FXSAVE form, one bit a register.
+    registers; `ftwx`: the tag word in FXSAVE form, one bit a register. The kernel neither fills in
+    `mxcsr` nor takes it: MXCSR travels in the XSAVE area only.
     """
 
     fpr: tuple[bytes, ...]

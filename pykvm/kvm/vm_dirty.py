@@ -67,7 +67,8 @@ class VmDirty(VmBase):
         """Clears and protects the pages whose bits are set in `bitmap` (all of them if None).
 
         The bitmap starts at page `first_page`, a multiple of 64, and covers `num_pages`, a
-        multiple of 64 or up to the region's end. Needs `enable_manual_dirty_log`.
+        multiple of 64 or up to the region's end. Of use with `enable_manual_dirty_log`: without,
+        reading the log has cleared it already.
         """
         name = "KVM_CLEAR_DIRTY_LOG"
         slot = self._logged(name, region)
@@ -122,8 +123,6 @@ class VmDirty(VmBase):
             hint = ""
             if error.errno == errno.ENXIO and self._dirty_ring_size:
                 hint = "the VM has dirty rings instead; use harvest_dirty_rings"
-            elif error.errno in (errno.EINVAL, errno.ENXIO) and name == "KVM_CLEAR_DIRTY_LOG":
-                hint = "call enable_manual_dirty_log first"
             raise error.explained(f"slot={slot}", hint) from None
 
     # -- rings ---------------------------------------------------------------------------------
