@@ -22,7 +22,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pykvm._native import ffi, lib
-
 from pykvm.errors import PykvmError
 from pykvm.kvm.errors import ClosedError
 from pykvm.sparsefile import data_extents
