@@ -14,15 +14,19 @@ if TYPE_CHECKING:
     from pykvm.machine import Machine
 
 
-def add_image_options(parser: Parser) -> None:
+IMAGE_FORMATS = ("auto", "flat", "elf", "multiboot")
+
+
+def add_image_options(parser: Parser, format_option: str = "--format") -> None:
     """The image, and how it is loaded."""
     parser.add_argument(
         "image", metavar="IMAGE", help="a file, or the name of a guest (`pykvm guests` lists them)"
     )
     group = parser.add_argument_group("loading")
     group.add_argument(
-        "--format",
-        choices=("auto", "flat", "elf", "multiboot"),
+        format_option,
+        dest="format",
+        choices=IMAGE_FORMATS,
         default="auto",
         help="kind of image; found by looking at it unless given",
     )

@@ -1,0 +1,3 @@
+"""The lab: looking at a running guest and explaining what it does."""
+
+from __future__ import annotations
