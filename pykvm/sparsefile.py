@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -49,6 +48,8 @@ class SparseWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], size: int) -> None:
+        import tempfile  # late: guest memory is used far more often than it is exported
+
         self.path = os.fspath(path)
         self.written = 0
         """Bytes of data so far."""
