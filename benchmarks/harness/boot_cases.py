@@ -28,7 +28,8 @@ HOW = (
     " byte on the pipe. 64 MiB of guest RAM each. pykvm and the C VMM enter the ELF64 file in "
     "long mode; QEMU (no default devices, no firmware messages) enters the same file by its PVH "
     "note, and the guest climbs to long mode itself. `QEMU microvm` is the quickest QEMU machine "
-    "that boots it, `QEMU pc` the default one, with SeaBIOS."
+    "that boots it, `QEMU pc` the default one, with SeaBIOS. pykvm's byte code is compiled, as an "
+    "installation leaves it."
 )
 MEMORY_HOW = (
     "Memory runs are separate from timed ones. Resident memory is read from /proc/PID/status "

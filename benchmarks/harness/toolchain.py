@@ -85,6 +85,8 @@ def build_all() -> None:
     _compile(BUILD / "stub_run.so", _peer_sources(("stub_run.c",)), "-shared", "-fPIC")
     _assemble_hello(BUILD / "hello_any.elf")
     _run([sys.executable, str(ROOT / "guests" / "build.py")])
+    # As after an installation: byte code lies ready, whatever PYTHONDONTWRITEBYTECODE says.
+    _run([sys.executable, "-m", "compileall", "-q", str(ROOT / "pykvm")])
 
 
 def loop_file(kind: str, exits: int) -> str:
