@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from pykvm.cli.style import use_colour
@@ -109,11 +110,7 @@ class TextWriter:
         """One exit, and the serial output that it completed."""
         record = traced.record
         cpu = f"{record.vcpu:>4}" if self._many else ""
-        address = "" if traced.address is None else f"{traced.address:#x}"
-        code = f"{address}: {traced.instruction}" if traced.instruction else address
-        if traced.symbol:
-            code = f"{traced.symbol}: {traced.instruction}" if traced.instruction else traced.symbol
-            code = f"{address} {code}"
+        code = _code(traced)
         handled = duration(record.handle_ns) if record.handle_ns else "-"
         times = f"{duration(record.run_ns):>10}{handled:>9}"
         left = self._paint(f"{record.sequence:>6}{cpu}{traced.time_ns / 1e6:>11.3f}{times}  ", "2")
@@ -137,10 +134,8 @@ class TextWriter:
             self._line = rest
 
     def _show(self, line: str) -> None:
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        self._stream.write(
-            self._paint(f"{'serial':>{37 if self._many else 33}}   │ {shown}", "1;32") + "\n"
-        )
+        bar = f"{'serial':>{39 if self._many else 35}} │ "
+        self._stream.write(self._paint(bar + _clean(line), "1;32") + "\n")
 
     def end(self, result: RunResult) -> None:
         """How the run ended, and what it took."""
@@ -215,15 +210,18 @@ class SummaryWriter:
         from rich.console import Console
         from rich.table import Table
 
+        console = Console(file=self._stream, markup=False, highlight=False)
+        columns = len(_HEAD) - (console.width < _WIDE)  # the last column can be spared
         table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
-        for i, (head, foot) in enumerate(zip(_HEAD, last, strict=True)):
+        for i in range(columns):
+            code = i == _TEXT_COLUMNS - 1
             table.add_column(
-                head, foot, justify="left" if i < _TEXT_COLUMNS else "right",
-                overflow="fold", no_wrap=i != _TEXT_COLUMNS - 1,
+                _HEAD[i], last[i], justify="left" if i < _TEXT_COLUMNS else "right",
+                overflow="fold", no_wrap=not code, min_width=22 if code else None,
             )  # fmt: skip
         for row in rows:
-            table.add_row(*row)
-        Console(file=self._stream, markup=False, highlight=False).print(table)
+            table.add_row(*row[:columns])
+        console.print(table)
 
     def flush(self) -> None:
         """Hands over what is buffered."""
@@ -232,15 +230,30 @@ class SummaryWriter:
 
 _HEAD = ("reason", "access", "device", "guest code", "count", "in guest", "handled", "per exit")
 _TEXT_COLUMNS = 4
+_WIDE = 110  # columns of a terminal that has room for all of them
+
+
+_STRING = re.compile(r"((?:rep\w* )?(?:ins|outs|movs|stos|lods|scas|cmps)[bwdq]) .*\[.*")
+
+
+def _code(where: TracedExit | SummaryRow) -> str:
+    """`0x100012 next+0x5: out dx, al`; string instructions without the operands they imply."""
+    address = "" if where.address is None else f"{where.address:#x}"
+    text = " ".join(filter(None, (address, _clean(where.symbol))))
+    if where.instruction:
+        implied = _STRING.match(where.instruction)
+        text += f": {implied[1] if implied else where.instruction}"
+    return text
+
+
+def _clean(text: str) -> str:
+    """What an image or a guest says, without power over the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _cells(row: SummaryRow) -> tuple[str, ...]:
-    address = "" if row.address is None else f"{row.address:#x}"
-    code = " ".join(filter(None, (address, row.symbol)))
-    if row.instruction:
-        code += f": {row.instruction}"
     reason = row.reason.removeprefix("KVM_EXIT_")
-    return reason, row.access, row.place, code, *_numbers(row)
+    return reason, row.access, row.place, _code(row), *_numbers(row)
 
 
 def _numbers(row: SummaryRow) -> tuple[str, str, str, str]:

@@ -104,11 +104,16 @@ def _ring_changes(kvm: Kvm, section: Section) -> None:
         with Probe(kvm) as probe:
             probe.prepare("ring3", code, change=change)
             end = probe.go()
-        if end.vector == SYSTEM_CALL:
-            section.add(key, title, True, "enters ring 0", value=True)
-        else:
-            where = f" {end.text}" if end.vector is None else f" the guest gets {end.text}"
-            section.add(key, title, False, f"does not enter ring 0:{where}", value=False)
+            if end.vector == SYSTEM_CALL:
+                section.add(key, title, True, "enters ring 0", value=True)
+                continue
+            text = end.text if end.vector is None else f"the guest gets {end.text}"
+            text = f"does not enter ring 0: {text}"
+            if code is software_interrupt:
+                probe.prepare("ring3", b"\xcd\x03", change=change)
+                if probe.go().vector == 3:
+                    text += "; INT 3 does"
+        section.add(key, title, False, text, value=False)
 
 
 assert CODE + len(_LOOPS["real"]) < STUBS

@@ -32,7 +32,7 @@ MAPPED = 2 << 20  # identity-mapped bytes
 
 DONE_PORT, VECTOR_PORT = 0xE0, 0xE1
 DONE = b"\xe6\xe0"  # out 0xe0, al: the same bytes in every mode
-SYSTEM_CALL = 0x80  # the vector that ring 3 may call with INT
+SYSTEM_CALL = 0x80
 
 Mode = Literal["real", "protected", "pae", "long", "ring3"]
 Kind = Literal[
@@ -136,7 +136,8 @@ def _state(mode: Mode) -> CpuState:
         state.memory = [(0, ivt)]
         return state
     handlers: dict[int, int | Gate] = {n: STUBS + 4 * n for n in range(256)}
-    handlers[SYSTEM_CALL] = Gate(STUBS + 4 * SYSTEM_CALL, presets.KERNEL_CODE, dpl=3)
+    for vector in (3, SYSTEM_CALL):  # ring 3 may call these with INT
+        handlers[vector] = Gate(STUBS + 4 * vector, presets.KERNEL_CODE, dpl=3)
     common: dict[str, Any] = {
         "stack": STACK,
         "tables": TABLES,
