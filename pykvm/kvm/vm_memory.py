@@ -188,15 +188,19 @@ class VmMemory(VmBase):
     def _make_region(
         self, gpa: int, size: int, huge_pages: str | None, guest_memfd: bool
     ) -> MemoryRegion:
-        memfd = self._create_guest_memfd(size) if guest_memfd else None
+        if not guest_memfd:
+            return MemoryRegion(gpa, size, huge_pages=huge_pages)
+        memfd, mappable = self._create_guest_memfd(size)
         try:
-            return MemoryRegion(gpa, size, huge_pages=huge_pages, guest_memfd=memfd)
+            # Where the guest_memfd holds the shared memory too, it is what the host must look at.
+            backing = memfd if mappable else None
+            return MemoryRegion(gpa, size, huge_pages=huge_pages, fd=backing, guest_memfd=memfd)
         except BaseException:
-            if memfd is not None:
-                os.close(memfd)
+            os.close(memfd)
             raise
 
-    def _create_guest_memfd(self, size: int) -> int:
+    def _create_guest_memfd(self, size: int) -> tuple[int, bool]:
+        """A guest_memfd, and whether the host may map it."""
         ioctl = "KVM_CREATE_GUEST_MEMFD"
         self._need("KVM_CAP_GUEST_MEMFD", ioctl, f"size={size:#x}")
         request: Any = ffi.new("struct kvm_create_guest_memfd *")
@@ -205,7 +209,7 @@ class VmMemory(VmBase):
         if not self.check_extension("KVM_CAP_MEMORY_ATTRIBUTES") & c.KVM_MEMORY_ATTRIBUTE_PRIVATE:
             usable = c.GUEST_MEMFD_FLAG_MMAP | c.GUEST_MEMFD_FLAG_INIT_SHARED
             request.flags = self.check_extension("KVM_CAP_GUEST_MEMFD_FLAGS") & usable
-        return self.ioctl(ioctl, request)
+        return self.ioctl(ioctl, request), bool(request.flags & c.GUEST_MEMFD_FLAG_MMAP)
 
     # -- checks --------------------------------------------------------------------------------
 

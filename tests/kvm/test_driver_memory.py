@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import threading
 import time
 
@@ -230,6 +231,21 @@ def test_guest_memfd(vm: Vm) -> None:
             change()
     vm.remove_memory(region)
     assert vm.regions == []
+
+
+def test_guest_and_host_see_the_same_guest_memfd(vm: Vm) -> None:
+    if not vm.check_extension("KVM_CAP_GUEST_MEMFD_FLAGS") & 1:
+        with pytest.raises(Unsupported):
+            vm.set_private(0, 0x1000)  # no way to look into one, nor to make one
+        return
+    region = vm.add_memory(0, 1 << 20, guest_memfd=True)
+    region.write(ENTRY, store(0x3000, 0x5A) + LOAD.replace(b"\0\0", b"\0\x30") + HLT)
+    vcpu = start(vm.create_vcpu(0))
+    expect_out(vcpu, 0x10, 0x5A)
+    assert region.read(0x3000, 1) == b"\x5a"
+    assert list(region.extents()) == [(0, 1 << 20)]  # a guest_memfd does not know its holes
+    with mmap.mmap(region.guest_memfd or -1, 1 << 20) as direct:
+        assert direct[0x3000] == 0x5A
 
 
 def test_private_memory_or_a_clear_refusal(vm: Vm) -> None:
