@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from pykvm._native import ffi, lib
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(NamedTuple):
     """Exits of one kind. `run_ns`: time in KVM_RUN before them; `handle_ns`: time until re-entry."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody wants here
     run_ns: int
     handle_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class ExitStats:
+class ExitStats(NamedTuple):
     """A vCPU's exits since it was made or `reset_stats()`.
 
     `reasons` by `KVM_EXIT_*` name, `ports` by port, `mmio_pages` by guest-physical page address;
@@ -37,8 +34,7 @@ class ExitStats:
     mmio_other: Count
 
 
-@dataclass(frozen=True, slots=True)
-class TraceRecord:
+class TraceRecord(NamedTuple):
     """One exit as the trace ring kept it. `rip` and `cs_base` are 0 where not synced.
 
     `address` is a port, a guest-physical address, an MSR or a hypercall number; `value` the first
@@ -55,7 +51,7 @@ class TraceRecord:
     address: int
     value: int | None
     size: int
-    count: int
+    count: int  # type: ignore[assignment]
     is_write: bool
     native: bool
     run_ns: int

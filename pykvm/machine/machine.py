@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -23,7 +22,6 @@ from pykvm.machine.result import (
     Status,
     Stop,
     StopReason,
-    exit_code,
 )
 from pykvm.machine.sizes import memory_size
 from pykvm.memory import GuestMemory
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from pykvm.kvm.accounting import TraceRecord
     from pykvm.kvm.exits import Exit
     from pykvm.machine.vcpu_reset import ResetImage
-
-log = logging.getLogger("pykvm.machine")
 
 Irqchip = Literal["kernel", "split", "none"]
 Unclaimed = Literal["ones", "ignore", "log", "stop"]
@@ -292,16 +288,7 @@ class Machine:
 
     def _finish(self, outcome: Outcome, elapsed: float, marks: tuple[int, int]) -> RunResult:
         reason = outcome.reason
-        result = RunResult(
-            reason=reason,
-            exit_code=exit_code(reason, outcome.value),
-            detail=outcome.detail,
-            value=outcome.value,
-            vcpu=outcome.vcpu,
-            exits=self.exit_counts(),
-            elapsed=elapsed,
-            exit=outcome.exit,
-        )
+        result = RunResult(outcome, elapsed, self.exit_counts())
         if self.standard is not None:
             result.serial = self.standard.captured.since(marks[0])
             result.debugcon = self.standard.debugcon_captured.since(marks[1])
@@ -414,7 +401,9 @@ class Machine:
             text = f"unclaimed {kind} {what} at {address:#x}"
             if policy == "stop":
                 raise Stop(StopReason.UNCLAIMED, detail=text)
-            log.warning("%s", text)
+            import logging
+
+            logging.getLogger("pykvm.machine").warning("%s", text)
         return (1 << 8 * size) - 1
 
     def on_tick(self) -> None:

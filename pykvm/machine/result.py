@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm.errors import PykvmError
 
@@ -71,8 +70,7 @@ class Stop(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """One vCPU's end of the run, before it becomes the machine's `RunResult`."""
 
     reason: StopReason
@@ -83,28 +81,36 @@ class Outcome:
     exception: BaseException | None = None
 
 
-@dataclass(slots=True)
 class RunResult:
     """What `Machine.run()` found out.
 
-    `exit_code` is the shell exit status of the command line: 0, `(v << 1) | 1`, 124 or 126.
-    `value` is what the guest wrote to the debug-exit port. `exits` counts exits by name over all
-    vCPUs since the machine was made or reset. `serial` is what the guest wrote to COM1 during
-    this run (the last MiB of it). `elapsed` is in seconds. `report` is the crash report, or "".
+    - `reason`: why it stopped; `detail`: the same in words, for crashes.
+    - `exit_code`: the shell exit status of the command line: 0, `(v << 1) | 1`, 124 or 126.
+    - `value`: what the guest wrote to the debug-exit port; `vcpu`: whose exit ended the run;
+      `exit`: that exit, if it was a typed one.
+    - `serial`, `debugcon`: what the guest wrote to COM1 and port 0xe9 during this run (the last MiB).
+    - `exits`: exits by name over all vCPUs since the machine was made or reset.
+    - `elapsed`: seconds. `last_exits`, `report`: for crashes, else empty.
     """
 
-    reason: StopReason
-    exit_code: int
-    detail: str = ""
-    value: int | None = None
-    vcpu: int = 0
-    serial: bytes = b""
-    debugcon: bytes = b""
-    exits: dict[str, int] = field(default_factory=dict)
-    elapsed: float = 0.0
-    exit: Any = None
-    last_exits: list[TraceRecord] = field(default_factory=list)
-    report: str = ""
+    __slots__ = (
+        "debugcon", "detail", "elapsed", "exit", "exit_code", "exits", "last_exits", "reason",
+        "report", "serial", "value", "vcpu",
+    )  # fmt: skip
+
+    def __init__(self, outcome: Outcome, elapsed: float, exits: dict[str, int]) -> None:
+        self.reason = outcome.reason
+        self.detail = outcome.detail
+        self.value = outcome.value
+        self.vcpu = outcome.vcpu
+        self.exit = outcome.exit
+        self.exit_code = exit_code(outcome.reason, outcome.value)
+        self.elapsed = elapsed
+        self.exits = exits
+        self.serial = b""
+        self.debugcon = b""
+        self.last_exits: list[TraceRecord] = []
+        self.report = ""
 
     @property
     def text(self) -> str:
@@ -115,6 +121,9 @@ class RunResult:
     def ok(self) -> bool:
         """Whether the guest ended cleanly."""
         return self.exit_code == 0
+
+    def __repr__(self) -> str:
+        return f"<RunResult {self}>"
 
     def __str__(self) -> str:
         total = sum(self.exits.values())
