@@ -1,7 +1,7 @@
 """Device attributes: a get/set/has interface that devices, vCPUs and /dev/kvm itself share.
 
 An attribute is a (group, attr) pair of numbers; its value is a piece of memory whose layout the
-attribute defines (KVM API, 4.80 KVM_SET_DEVICE_ATTR and Documentation/virt/kvm/devices/).
+attribute defines (KVM API, KVM_SET_DEVICE_ATTR and Documentation/virt/kvm/devices/).
 """
 
 from __future__ import annotations

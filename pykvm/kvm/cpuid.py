@@ -1,4 +1,4 @@
-"""CPUID leaves as KVM takes and gives them (KVM API, 4.46 KVM_GET_SUPPORTED_CPUID, 4.20, 4.21)."""
+"""CPUID leaves as KVM takes and gives them (KVM API, 4.20 KVM_SET_CPUID, 4.46)."""
 
 from __future__ import annotations
 

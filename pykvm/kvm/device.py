@@ -1,4 +1,4 @@
-"""`KvmDevice`: a device that the kernel emulates for a VM (KVM API, 4.79 KVM_CREATE_DEVICE)."""
+"""`KvmDevice`: a device that the kernel emulates for a VM (KVM API, KVM_CREATE_DEVICE)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The dirty ring of a vCPU: which guest pages it wrote, without scanning bitmaps.
 
 The kernel pushes (slot, page) pairs into a ring shared with user space; user space takes them and
-marks them for reset; KVM_RESET_DIRTY_RINGS write-protects those pages again (KVM API, 8.29
+marks them for reset; KVM_RESET_DIRTY_RINGS write-protects those pages again (KVM API,
 KVM_CAP_DIRTY_LOG_RING).
 """
 

@@ -105,6 +105,7 @@ class PitState(Record):
 
     channels: tuple[PitChannel, PitChannel, PitChannel]
     flags: int = 0
+    _nested: ClassVar[dict[str, type[Record]]] = {"channels": PitChannel}
 
 
 class IrqchipRoute(Record):

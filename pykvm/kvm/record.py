@@ -21,6 +21,7 @@ class Record:
     """
 
     _fields: ClassVar[tuple[str, ...]] = ()
+    _nested: ClassVar[dict[str, type[Record]]] = {}
 
     def __init_subclass__(cls) -> None:
         own = tuple(n for n, kind in cls.__annotations__.items() if "ClassVar" not in kind)
@@ -74,8 +75,13 @@ class Record:
         return type(self)(**{**self.__dict__, **changes})
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name; records inside become dictionaries too. For saving."""
+        """The fields by name; records inside become dictionaries too, tuples lists. For saving."""
         return {n: _plain(getattr(self, n)) for n in self._fields}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Self:
+        """The record that `as_dict` described. Raises `TypeError` for a field that is wrong."""
+        return cls(**{n: _restored(value, cls._nested.get(n)) for n, value in saved.items()})
 
     @classmethod
     def from_c(cls, struct: Any) -> Self:
@@ -129,6 +135,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
+
+
+def _restored(value: Any, kind: type[Record] | None) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_restored(item, kind) for item in value)
+    return kind.from_dict(value) if kind is not None and isinstance(value, dict) else value
 
 
 def _show(value: Any) -> str:

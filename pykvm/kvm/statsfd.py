@@ -1,4 +1,4 @@
-"""Binary statistics that KVM keeps per VM and per vCPU (KVM API, 4.135 KVM_GET_STATS_FD).
+"""Binary statistics that KVM keeps per VM and per vCPU (KVM API, KVM_GET_STATS_FD).
 
 The descriptor describes itself: a header, descriptors with names and units, and a block of 64-bit
 values. Only the values are read again each time.

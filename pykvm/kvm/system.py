@@ -81,11 +81,11 @@ class Kvm(AttributeOwner):
         return read_cpuid(self, "KVM_GET_SUPPORTED_CPUID")
 
     def emulated_cpuid(self) -> list[CpuidEntry]:
-        """Features that KVM emulates although the CPU lacks them (4.88). May be slow in guests."""
+        """Features that KVM emulates although the CPU lacks them; they may be slow in guests."""
         return read_cpuid(self, "KVM_GET_EMULATED_CPUID")
 
     def supported_hv_cpuid(self) -> list[CpuidEntry]:
-        """The Hyper-V leaves that KVM can give a guest (4.118). Raises `Unsupported`."""
+        """The Hyper-V leaves that KVM can give a guest. Raises `Unsupported`."""
         if not self.check_extension("KVM_CAP_SYS_HYPERV_CPUID"):
             raise Unsupported(
                 "KVM_GET_SUPPORTED_HV_CPUID", None, "this host's KVM does not imitate Hyper-V"
@@ -123,7 +123,7 @@ class Kvm(AttributeOwner):
     # -- others --------------------------------------------------------------------------------
 
     def mce_cap_supported(self) -> int:
-        """MCG_CAP bits that `Vcpu.setup_mce` takes (4.105).
+        """MCG_CAP bits that `Vcpu.setup_mce` takes.
 
         The low byte, the number of banks, is up to `check_extension("KVM_CAP_MCE")`.
         """

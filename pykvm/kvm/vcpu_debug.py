@@ -1,4 +1,4 @@
-"""Debugging a guest from outside (KVM API, 4.15 KVM_TRANSLATE, 4.33, 4.34, 4.87
+"""Debugging a guest from outside (KVM API, 4.15 KVM_TRANSLATE, KVM_GET_DEBUGREGS,
 KVM_SET_GUEST_DEBUG; SDM vol. 3, 18.2)."""
 
 from __future__ import annotations

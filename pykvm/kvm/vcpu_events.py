@@ -1,5 +1,5 @@
-"""Interrupts and exceptions of a vCPU: pending ones, and making them (KVM API, 4.16, 4.31, 4.32,
-4.64, 4.104 to 4.107, 4.108 KVM_SMI)."""
+"""Interrupts and exceptions of a vCPU: pending ones, and making them (KVM API, 4.16
+KVM_INTERRUPT, 4.31 KVM_GET_VCPU_EVENTS, KVM_NMI, KVM_SMI, KVM_X86_SET_MCE)."""
 
 from __future__ import annotations
 

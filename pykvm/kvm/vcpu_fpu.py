@@ -1,4 +1,5 @@
-"""Floating-point and vector state of a vCPU (KVM API, 4.22, 4.42, 4.43, 4.45, 4.134)."""
+"""Floating-point and vector state of a vCPU (KVM API, 4.22 KVM_GET_FPU, 4.42 to 4.45,
+KVM_GET_XSAVE2)."""
 
 from __future__ import annotations
 

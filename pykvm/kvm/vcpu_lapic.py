@@ -1,4 +1,5 @@
-"""The local APIC and the run state of a vCPU (KVM API, 4.38, 4.39, 4.57, 4.58)."""
+"""The local APIC and the run state of a vCPU (KVM API, 4.38 KVM_GET_MP_STATE, 4.57
+KVM_GET_LAPIC)."""
 
 from __future__ import annotations
 

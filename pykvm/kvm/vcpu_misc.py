@@ -1,5 +1,6 @@
-"""Time, signals, nested state, prefaulting and dirty rings of a vCPU (KVM API, 4.17, 4.55, 4.56,
-4.69 KVM_KVMCLOCK_CTRL, 4.114, 4.115, 4.143; devices/vcpu.rst)."""
+"""Time, signals, nested state, prefaulting and dirty rings of a vCPU (KVM API,
+4.55 KVM_SET_TSC_KHZ, KVM_KVMCLOCK_CTRL, 4.21 KVM_SET_SIGNAL_MASK, KVM_GET_NESTED_STATE,
+KVM_PRE_FAULT_MEMORY; devices/vcpu.rst)."""
 
 from __future__ import annotations
 

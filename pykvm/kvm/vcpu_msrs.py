@@ -1,4 +1,4 @@
-"""MSRs, CPUID and numbered registers of a vCPU (KVM API, 4.18 to 4.21, 4.68, 4.69)."""
+"""MSRs, CPUID and numbered registers of a vCPU (KVM API, 4.18 to 4.20, KVM_GET_ONE_REG)."""
 
 from __future__ import annotations
 

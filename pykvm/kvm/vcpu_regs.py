@@ -1,11 +1,12 @@
-"""Whole register sets of a vCPU as values, to keep and put back (KVM API, 4.11 to 4.14, 4.131).
+"""Whole register sets of a vCPU as values, to keep and put back (KVM API, 4.11 to 4.14,
+KVM_GET_SREGS2).
 
 For single registers use `vcpu.regs` and `vcpu.sregs`, which go through shared memory.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pykvm.errors import explain
 from pykvm.kvm.errors import KvmError
@@ -81,6 +82,10 @@ class _Sregs(Record):
     cr8: int
     efer: int
     apic_base: int
+    _nested: ClassVar[dict[str, type[Record]]] = {
+        **dict.fromkeys(_SEGMENTS, Segment),
+        **dict.fromkeys(_TABLES, DescriptorTable),
+    }
 
     @classmethod
     def from_c(cls, struct: Any) -> Any:

@@ -51,7 +51,7 @@ class Vm(VmMemory, VmDirty, VmIrq, VmEvents, VmPolicy, StatsOwner):
         self._run_size = kvm.vcpu_mmap_size  # asked now: the Kvm may be closed later
 
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
-        """A new vCPU (4.7). `vcpu_id` is its APIC id; each can be used once in a VM's life.
+        """A new vCPU. `vcpu_id` is its APIC id; each can be used once in a VM's life (4.7).
 
         Raises `InvalidArgument` for an id that is used or too high, `KvmError`.
         """
@@ -80,7 +80,7 @@ class Vm(VmMemory, VmDirty, VmIrq, VmEvents, VmPolicy, StatsOwner):
         return vcpu
 
     def create_device(self, device_type: int, *, test: bool = False) -> KvmDevice | None:
-        """A new in-kernel device (4.79); with `test`, only asks whether it could be made."""
+        """A new in-kernel device; with `test`, only asks whether it could be made."""
         name, what = "KVM_CREATE_DEVICE", f"device_type={device_type}"
         request: Any = ffi.new("struct kvm_create_device *")
         request.type = device_type

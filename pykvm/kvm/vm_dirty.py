@@ -1,7 +1,7 @@
 """Which pages the guest wrote: dirty bitmaps per slot, dirty rings per vCPU.
 
-KVM API: 4.8 KVM_GET_DIRTY_LOG, 4.117 KVM_CLEAR_DIRTY_LOG, 7.14
-KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 8.29 KVM_CAP_DIRTY_LOG_RING.
+KVM API: KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG; KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+KVM_CAP_DIRTY_LOG_RING.
 """
 
 from __future__ import annotations

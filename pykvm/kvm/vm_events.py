@@ -1,6 +1,6 @@
 """Event descriptors and batched writes: I/O that needs no exit to user space.
 
-KVM API: 4.59 KVM_IOEVENTFD, 4.75 KVM_IRQFD, 4.116 KVM_(UN)REGISTER_COALESCED_MMIO.
+KVM API: KVM_IOEVENTFD, KVM_IRQFD, KVM_(UN)REGISTER_COALESCED_MMIO.
 """
 
 from __future__ import annotations

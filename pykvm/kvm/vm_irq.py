@@ -1,7 +1,7 @@
 """Interrupts of a `Vm`: the in-kernel chips and timer, lines, messages, routes.
 
-KVM API: 4.24 KVM_CREATE_IRQCHIP, 4.25 KVM_IRQ_LINE, 4.26, 4.27, 4.52 KVM_SET_GSI_ROUTING, 4.70
-KVM_SIGNAL_MSI, 4.71 KVM_CREATE_PIT2, 4.72, 4.73, 7.5 KVM_CAP_SPLIT_IRQCHIP.
+KVM API: 4.24 KVM_CREATE_IRQCHIP, 4.25 KVM_IRQ_LINE, 4.26 KVM_GET_IRQCHIP, 4.52
+KVM_SET_GSI_ROUTING, KVM_SIGNAL_MSI, KVM_CREATE_PIT2, KVM_CAP_SPLIT_IRQCHIP.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class VmIrq(VmBase):
         self.ioctl("KVM_SET_PIT2", request)
 
     def set_pit_reinject(self, enabled: bool) -> None:
-        """Whether PIT ticks that the guest missed are delivered late or dropped (4.104)."""
+        """Whether PIT ticks that the guest missed are delivered late or dropped."""
         self._need_pit("KVM_REINJECT_CONTROL")
         request: Any = ffi.new("struct kvm_reinject_control *")
         request.pit_reinject = enabled

@@ -1,7 +1,7 @@
 """Guest memory slots of a `Vm`: add, move, resize, remove; flags; private memory.
 
-KVM API: 4.35 KVM_SET_USER_MEMORY_REGION, 4.140 KVM_SET_USER_MEMORY_REGION2, 4.141
-KVM_SET_MEMORY_ATTRIBUTES, 4.142 KVM_CREATE_GUEST_MEMFD. Addresses are guest-physical.
+KVM API: 4.35 KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2,
+KVM_SET_MEMORY_ATTRIBUTES, KVM_CREATE_GUEST_MEMFD. Addresses are guest-physical.
 """
 
 from __future__ import annotations

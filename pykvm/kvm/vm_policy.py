@@ -1,7 +1,8 @@
 """How a `Vm` behaves: which exits happen, MSR access, clock, and set-up that Intel hosts need.
 
-KVM API: 4.29 KVM_SET_CLOCK, 4.30 KVM_GET_CLOCK, 4.41 KVM_SET_TSS_ADDR, 4.41
-KVM_SET_IDENTITY_MAP_ADDR, 4.97 KVM_X86_SET_MSR_FILTER, 4.120 KVM_SET_PMU_EVENT_FILTER, 7 and 8.
+KVM API: KVM_SET_CLOCK, KVM_GET_CLOCK, KVM_SET_TSS_ADDR, KVM_SET_IDENTITY_MAP_ADDR,
+KVM_X86_SET_MSR_FILTER, KVM_SET_PMU_EVENT_FILTER in section 4; the capabilities that the methods
+name in sections 7 and 8.
 """
 
 from __future__ import annotations
@@ -87,12 +88,12 @@ class VmPolicy(VmBase):
         self.ioctl(name, ffi.new("__u64 *", gpa))
 
     def set_boot_cpu_id(self, vcpu_id: int) -> None:
-        """Which vCPU is the bootstrap processor; 0 unless set. Before the first vCPU (4.40)."""
+        """Which vCPU is the bootstrap processor; 0 unless set. Before the first vCPU."""
         self._need_no_vcpus("KVM_SET_BOOT_CPU_ID", f"vcpu_id={vcpu_id}")
         self.ioctl("KVM_SET_BOOT_CPU_ID", check_int(vcpu_id, 31, "vcpu_id", "KVM_SET_BOOT_CPU_ID"))
 
     def set_nr_mmu_pages(self, pages: int) -> None:
-        """The most pages that KVM may spend on shadow page tables (4.44); at least 64."""
+        """The most pages that KVM may spend on shadow page tables; at least 64."""
         low = 64  # KVM_MIN_ALLOC_MMU_PAGES
         self.ioctl(
             "KVM_SET_NR_MMU_PAGES",
@@ -100,7 +101,7 @@ class VmPolicy(VmBase):
         )
 
     def set_max_vcpu_id(self, limit: int) -> None:
-        """Promises that all vCPU ids are below `limit`, which saves KVM memory (7.36)."""
+        """Promises that all vCPU ids are below `limit`, which saves KVM memory."""
         self._need_no_vcpus("KVM_ENABLE_CAP", f"limit={limit}")
         self.enable_cap("KVM_CAP_MAX_VCPU_ID", limit)
 
@@ -124,12 +125,12 @@ class VmPolicy(VmBase):
         self.ioctl("KVM_SET_CLOCK", data)
 
     def get_tsc_khz(self) -> int:
-        """The TSC frequency that new vCPUs get, in kHz (4.56). Needs `KVM_CAP_VM_TSC_CONTROL`."""
+        """The TSC frequency that new vCPUs get, in kHz. Needs `KVM_CAP_VM_TSC_CONTROL`."""
         self._need("KVM_CAP_VM_TSC_CONTROL", "KVM_GET_TSC_KHZ", "the VM's TSC")
         return self.ioctl("KVM_GET_TSC_KHZ")
 
     def set_tsc_khz(self, khz: int) -> None:
-        """Sets the TSC frequency that new vCPUs get, in kHz (4.55). Before the first vCPU."""
+        """Sets the TSC frequency that new vCPUs get, in kHz. Before the first vCPU."""
         self._need("KVM_CAP_VM_TSC_CONTROL", "KVM_SET_TSC_KHZ", f"khz={khz}")
         self._need_no_vcpus("KVM_SET_TSC_KHZ", f"khz={khz}")
         self.ioctl("KVM_SET_TSC_KHZ", check_int(khz, 32, "khz", "KVM_SET_TSC_KHZ", low=1))
@@ -145,7 +146,7 @@ class VmPolicy(VmBase):
         cstate: bool = False,
         aperfmperf: bool = False,
     ) -> None:
-        """Lets the guest idle the host CPU itself instead of leaving it (7.13). Before any vCPU."""
+        """Lets the guest idle the host CPU itself instead of leaving it. Before any vCPU."""
         wanted = {
             "hlt": (hlt, c.KVM_X86_DISABLE_EXITS_HLT),
             "mwait": (mwait, c.KVM_X86_DISABLE_EXITS_MWAIT),
@@ -165,7 +166,7 @@ class VmPolicy(VmBase):
     def enable_msr_exits(
         self, *, invalid: bool = True, unknown: bool = True, filtered: bool = True
     ) -> None:
-        """Brings MSR accesses that KVM would answer with #GP to user space (7.21).
+        """Brings MSR accesses that KVM would answer with #GP to user space.
 
         `RdmsrExit` and `WrmsrExit` then come for MSRs with a refused value (`invalid`), MSRs that
         KVM does not know (`unknown`) and those that `set_msr_filter` denies (`filtered`).
@@ -208,13 +209,13 @@ class VmPolicy(VmBase):
             raise error.explained(f"{len(wanted)} ranges", "two ranges may overlap") from None
 
     def exit_on_emulation_failure(self, enabled: bool = True) -> None:
-        """Brings instructions that KVM cannot emulate to user space, user mode's too (7.27)."""
+        """Brings instructions that KVM cannot emulate to user space, user mode's too."""
         capability = "KVM_CAP_EXIT_ON_EMULATION_FAILURE"
         self._need(capability, "KVM_ENABLE_CAP", "exit_on_emulation_failure")
         self.enable_cap(capability, int(enabled))
 
     def enable_hypercall_exits(self, mask: int) -> None:
-        """Brings hypercalls (bit n: hypercall number n) to user space, those KVM allows (7.24)."""
+        """Brings hypercalls (bit n: hypercall number n) to user space, those KVM allows."""
         have = self.check_extension("KVM_CAP_EXIT_HYPERCALL")
         if mask & ~have:
             raise Unsupported(
@@ -223,14 +224,14 @@ class VmPolicy(VmBase):
         self.enable_cap("KVM_CAP_EXIT_HYPERCALL", mask)
 
     def enable_bus_lock_exits(self) -> None:
-        """Makes each bus lock of the guest an exit (7.23). Before the first vCPU; Intel only."""
+        """Makes each bus lock of the guest an exit. Before the first vCPU; Intel only."""
         capability = "KVM_CAP_X86_BUS_LOCK_EXIT"
         self._need(capability, "KVM_ENABLE_CAP", "bus lock exits")
         self._need_no_vcpus("KVM_ENABLE_CAP", "bus lock exits")
         self.enable_cap(capability, c.KVM_BUS_LOCK_DETECTION_EXIT)
 
     def enable_notify_exits(self, window: int = 0, *, to_user: bool = True) -> None:
-        """Breaks a guest that blocks interrupts for `window` TSC ticks and more (7.33). Intel."""
+        """Breaks a guest that blocks interrupts for `window` TSC ticks and more. Intel."""
         capability = "KVM_CAP_X86_NOTIFY_VMEXIT"
         self._need(capability, "KVM_ENABLE_CAP", "notify exits")
         flags = c.KVM_X86_NOTIFY_VMEXIT_ENABLED
@@ -241,22 +242,22 @@ class VmPolicy(VmBase):
     # -- details of the virtual CPU ------------------------------------------------------------
 
     def enable_exception_payload(self, enabled: bool = True) -> None:
-        """Keeps CR2/DR6 of a pending exception apart in `Vcpu.get_vcpu_events` (7.12)."""
+        """Keeps CR2/DR6 of a pending exception apart in `Vcpu.get_vcpu_events`."""
         self.enable_cap("KVM_CAP_EXCEPTION_PAYLOAD", int(enabled))
 
     def enable_triple_fault_event(self, enabled: bool = True) -> None:
-        """Shows a pending triple fault in `Vcpu.get_vcpu_events` (7.34)."""
+        """Shows a pending triple fault in `Vcpu.get_vcpu_events`."""
         self.enable_cap("KVM_CAP_X86_TRIPLE_FAULT_EVENT", int(enabled))
 
     def enable_x2apic_ids(self, *, disable_broadcast_quirk: bool = True) -> None:
-        """32-bit APIC ids in messages and in `Vcpu.get_lapic` (7.6)."""
+        """32-bit APIC ids in messages and in `Vcpu.get_lapic`."""
         flags = c.KVM_X2APIC_API_USE_32BIT_IDS
         if disable_broadcast_quirk:
             flags |= c.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
         self.enable_cap("KVM_CAP_X2APIC_API", flags)
 
     def disable_quirks(self, mask: int) -> None:
-        """Switches off deviations from hardware that old guests rely on (7.31).
+        """Switches off deviations from hardware that old guests rely on.
 
         `mask`: `constants.KVM_X86_QUIRK_*`.
         """
@@ -268,7 +269,7 @@ class VmPolicy(VmBase):
         self.enable_cap("KVM_CAP_DISABLE_QUIRKS2", mask)
 
     def disable_pmu(self) -> None:
-        """Hides the performance counters from the guest (8.35). Before the first vCPU."""
+        """Hides the performance counters from the guest. Before the first vCPU."""
         self._need("KVM_CAP_PMU_CAPABILITY", "KVM_ENABLE_CAP", "the PMU")
         self._need_no_vcpus("KVM_ENABLE_CAP", "the PMU")
         self.enable_cap("KVM_CAP_PMU_CAPABILITY", c.KVM_PMU_CAP_DISABLE)
@@ -276,7 +277,7 @@ class VmPolicy(VmBase):
     def set_pmu_event_filter(
         self, events: Iterable[int], *, allow: bool, fixed_counters: int = 0, masked: bool = False
     ) -> None:
-        """Which performance events the guest may count: only these, or all but these (4.120)."""
+        """Which performance events the guest may count: only these, or all but these."""
         name = "KVM_SET_PMU_EVENT_FILTER"
         wanted = list(events)
         self._need("KVM_CAP_PMU_EVENT_FILTER", name, f"{len(wanted)} events")
@@ -289,12 +290,12 @@ class VmPolicy(VmBase):
         self.ioctl(name, request)
 
     def set_halt_poll(self, ns: int) -> None:
-        """How long a halting vCPU polls for work before it sleeps, in ns (7.20)."""
+        """How long a halting vCPU polls for work before it sleeps, in ns."""
         self._need("KVM_CAP_HALT_POLL", "KVM_ENABLE_CAP", f"ns={ns}")
         self.enable_cap("KVM_CAP_HALT_POLL", ns)
 
     def set_apic_bus_cycle_ns(self, ns: int) -> None:
-        """The period of the LAPIC timer's bus clock, 1 ns unless set (7.36). Before any vCPU."""
+        """The period of the LAPIC timer's bus clock, 1 ns unless set. Before any vCPU."""
         self._need("KVM_CAP_X86_APIC_BUS_CYCLES_NS", "KVM_ENABLE_CAP", f"ns={ns}")
         self.enable_cap("KVM_CAP_X86_APIC_BUS_CYCLES_NS", ns)
 

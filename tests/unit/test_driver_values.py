@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import subprocess
@@ -16,7 +17,7 @@ from pykvm._native import ffi
 from pykvm.kvm import ClosedError, InvalidArgument, Kvm, KvmError, KvmUnavailable, Unsupported
 from pykvm.kvm.cpuid import CpuidEntry, pack_cpuid
 from pykvm.kvm.fd import FdOwner
-from pykvm.kvm.irqchip import IoapicState, default_routes
+from pykvm.kvm.irqchip import IoapicState, PitChannel, PitState, default_routes
 from pykvm.kvm.msrs import MsrError
 from pykvm.kvm.record import Record
 from pykvm.kvm.vcpu_debug import DebugRegs, HardwareBreakpoint, _fill_registers
@@ -67,6 +68,16 @@ def test_record_refuses_wrong_fields(
         Point(*args, **named)
 
 
+def test_nested_records_survive_json() -> None:
+    channel = PitChannel(*range(13))
+    state = PitState((channel, channel.replace(mode=2), channel), flags=1)
+    again = PitState.from_dict(json.loads(json.dumps(state.as_dict())))
+    assert again == state
+    assert again.channels[1].mode == 2
+    with pytest.raises(TypeError, match="no field 'tea'"):
+        PitState.from_dict({"tea": 1})
+
+
 def test_record_refuses_unknown_attributes() -> None:
     with pytest.raises(AttributeError, match="no field 'z'"):
         Point(1).z = 2  # type: ignore[attr-defined]
@@ -102,6 +113,7 @@ def through_c(record: Record, structure: str) -> Record:
 )
 def test_fpu_state_survives_c(state: FpuState) -> None:
     assert through_c(state, "kvm_fpu") == state
+    assert FpuState.from_dict(state.as_dict()) == state
 
 
 segments = st.builds(
@@ -122,6 +134,7 @@ common = {
 @given(st.builds(SregsState, **common, interrupt_bitmap=st.tuples(u64, u64, u64, u64)))
 def test_sregs_survive_c(state: SregsState) -> None:
     assert through_c(state, "kvm_sregs") == state
+    assert SregsState.from_dict(json.loads(json.dumps(state.as_dict()))) == state
 
 
 @given(st.builds(Sregs2State, **common, flags=u64, pdptrs=st.tuples(u64, u64, u64, u64)))
