@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
         if problem:
             print(f"note: {problem}", file=sys.stderr)
         facts = host.facts()
+        if report.is_busy(facts):
+            print(f"note: this host is busy (load {facts['load']})", file=sys.stderr)
         results = _measure(options)
     except BenchError as error:
         print(f"benchmarks: {error}", file=sys.stderr)

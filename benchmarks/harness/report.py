@@ -18,7 +18,7 @@ COLUMNS = ("what", "pykvm", "peer", "peer is", "pair by pair", "goal", "met")
 def amount(value: float, unit: Unit) -> str:
     """A value with a unit a reader can take in: `1.23 µs`, `98.1 k/s`, `31.4 MiB`."""
     if unit == "bytes":
-        return f"{value / 2**20:.1f} MiB"
+        return f"{value / 2**20:.1f} MiB" if abs(value) >= 2**20 else f"{value / 2**10:.0f} KiB"
     if unit == "ns":
         for size, name in ((1e9, "s"), (1e6, "ms"), (1e3, "µs")):
             if abs(value) >= size:
@@ -70,6 +70,8 @@ def cells(row: Row) -> tuple[str, ...]:
     comparison = row.comparison
     goal = goal_text(comparison, comparison.goals)
     verdict = {True: "yes", False: "no", None: ""}[row.verdict]
+    if verdict and row.within_spread:
+        verdict += ", within the spread"
     return (
         comparison.label,
         with_spread(row.ours, comparison.unit),
@@ -103,6 +105,11 @@ def print_case(result: CaseResult) -> None:
     console.print()
 
 
+def is_busy(facts: dict[str, str]) -> bool:
+    """Whether more than half a CPU was taken by others in the minute before the run."""
+    return float(facts.get("load", "0").split()[0]) > 0.5
+
+
 def markdown(facts: dict[str, str], results: Sequence[CaseResult]) -> str:
     """The whole run as a Markdown page."""
     lines = ["# pykvm benchmarks", ""]
@@ -114,6 +121,8 @@ def markdown(facts: dict[str, str], results: Sequence[CaseResult]) -> str:
         "round; `pair by pair` relates each round of pykvm to the peer's round beside it. Goals "
         "are shown, not enforced.",
     ]
+    if is_busy(facts):
+        lines += ["", "**The host was busy with other work when this run began: see `load`.**"]
     short = []
     for result in results:
         count = max((len(samples) for samples in result.samples.values()), default=0)
@@ -122,7 +131,8 @@ def markdown(facts: dict[str, str], results: Sequence[CaseResult]) -> str:
         for row in rows(result):
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |")
             if row.verdict is False:
-                short.append(f"- {result.case.title}: {row.comparison.label}")
+                against = f" against {row.comparison.peer}" if row.comparison.peer else ""
+                short.append(f"- {result.case.title}: {row.comparison.label}{against}")
     lines += ["", "## Goals not met in this run", ""] + (short or ["None."])
     return "\n".join(lines) + "\n"
 

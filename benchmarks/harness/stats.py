@@ -78,6 +78,14 @@ class Row:
             return None
         return all(goal.met(self.related.median) for goal in self.comparison.goals)
 
+    @property
+    def within_spread(self) -> bool:
+        """Whether a goal lies between the quartiles: another run may well judge otherwise."""
+        related = self.related
+        if related is None:
+            return False
+        return any(related.low < goal.limit < related.high for goal in self.comparison.goals)
+
 
 def evaluate(result: CaseResult, comparison: Comparison) -> Row:
     """The table row of one comparison of a measured case.

@@ -81,6 +81,12 @@ def test_cells_show_medians_goal_and_verdict() -> None:
     assert absent[6] == ""
 
 
+def test_a_goal_inside_the_spread_is_said_to_be() -> None:
+    result = measured()
+    result.samples["ours"] = [{"rate": rate, "ns": 1.0} for rate in (90e3, 98e3, 99e3)]
+    assert report.cells(report.rows(result)[0])[6] == "yes, within the spread"
+
+
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
@@ -89,6 +95,7 @@ def test_cells_show_medians_goal_and_verdict() -> None:
         (2.8e9, "ns", "2.8 s"),
         (-1500.0, "ns", "-1.5 µs"),
         (40 * 2**20, "bytes", "40.0 MiB"),
+        (48 * 2**10, "bytes", "48 KiB"),
         (123456, "per_second", "123 k/s"),
         (5123.4, "count", "5,123"),
     ],
@@ -116,6 +123,9 @@ def test_the_results_hold_every_sample_and_say_what_fell_short(tmp_path: Path) -
     short = text.split("## Goals not met in this run")[1]
     assert "rate | raw" in short
     assert "added" not in short
+    assert "busy" not in text
+    busy = report.markdown({**facts, "load": "3.10 2.00 1.00"}, [measured()])
+    assert "**The host was busy" in busy
 
 
 def test_a_table_is_printed_for_each_case(capsys: pytest.CaptureFixture[str]) -> None:
