@@ -77,6 +77,7 @@ class PageTables:
         self._accessed = accessed
         self._code = "I" if mode.entry_size == 4 else "Q"
         self._tables: list[array[int]] = []
+        self._undo: list[tuple[array[int], int, array[int]]] = []
         self._new_table()
 
     @property
@@ -102,7 +103,8 @@ class PageTables:
         place for the page size), protection key and software bits; P is implied. The largest pages
         are used that alignment and `max_page` (bytes) allow; pass `PAGE_1G` for 1 GiB pages, which
         not every CPU has. Raises `PagingError` for addresses or sizes that are not multiples of
-        4 KiB, out of range, or flags that the mode does not have.
+        4 KiB, out of range, flags that the mode does not have, or when `room` is used up; the
+        tables are then as before.
         """
         self._check_linear(va, size)
         flags = self._check_flags(int(flags))
@@ -119,15 +121,31 @@ class PageTables:
                     f"32-bit page tables cannot reach guest-physical {pa + size - 1:#x}; "
                     "use PAE, or 4 MiB pages with PSE-36"
                 )
-        if size:
-            self._fill(0, 0, va & self._va_mask, (va & self._va_mask) + size, pa, flags, max_page)
-            self.uses_nx = self.uses_nx or bool(flags & _XD)
+        self._change(va, size, pa, flags, max_page)
+        self.uses_nx = self.uses_nx or bool(size and flags & _XD)
 
     def unmap(self, va: int, size: int) -> None:
         """Make linear [va, va + size) not present, splitting larger pages as needed."""
         self._check_linear(va, size)
-        if size:
-            self._fill(0, 0, va & self._va_mask, (va & self._va_mask) + size, 0, None, PAGE_4M)
+        self._change(va, size, 0, None, PAGE_4M)
+
+    def _change(self, va: int, size: int, pa: int, flags: int | None, max_page: int) -> None:
+        """Fill a checked range, or leave everything as it was and raise."""
+        start, before = va & self._va_mask, (len(self._tables), self.uses_large)
+        try:
+            self._fill(0, 0, start, start + size, pa, flags, max_page)
+        except PagingError:
+            for entries, index, old in reversed(self._undo):
+                entries[index : index + len(old)] = old
+            del self._tables[before[0] :]
+            self.uses_large = before[1]
+            raise
+        finally:
+            self._undo.clear()
+
+    def _store(self, entries: array[int], index: int, new: array[int]) -> None:
+        self._undo.append((entries, index, entries[index : index + len(new)]))
+        entries[index : index + len(new)] = new
 
     @property
     def _va_mask(self) -> int:
@@ -210,7 +228,7 @@ class PageTables:
                 if is_table:
                     child = self._table_at(old)
                     if flags is not None and spec.has_rights:
-                        entries[index] = old | flags & _US
+                        self._store(entries, index, array(self._code, (old | flags & _US,)))
                 elif old & _P:
                     child = self._split(entries, index, depth, flags or 0)
                 else:
@@ -227,16 +245,16 @@ class PageTables:
         if count > 1 and any(entries[index : index + count]):
             count = 1
         if flags is None:
-            entries[index : index + count] = array(self._code, bytes(entries.itemsize * count))
+            values = array(self._code, bytes(entries.itemsize * count))
         elif self.mode is PagingMode.BITS32:
-            for n in range(count):
-                entries[index + n] = self._leaf(spec, pa + n * span, flags)
+            values = array(
+                self._code, (self._leaf(spec, pa + n * span, flags) for n in range(count))
+            )
         else:
             # Consecutive leaves differ by the page size only: one range fills them all.
             first = self._leaf(spec, pa, flags)
-            entries[index : index + count] = array(
-                self._code, range(first, first + count * span, span)
-            )
+            values = array(self._code, range(first, first + count * span, span))
+        self._store(entries, index, values)
         return count
 
     def _link(self, entries: array[int], index: int, spec: LevelSpec, flags: int) -> int:
@@ -245,7 +263,7 @@ class PageTables:
         value = self.base + child * PAGE_4K | _P
         if spec.has_rights:
             value |= _RW | flags & _US | (_A if self._accessed else 0)
-        entries[index] = value
+        self._store(entries, index, array(self._code, (value,)))
         return child
 
     def _split(self, entries: array[int], index: int, depth: int, flags: int) -> int:
