@@ -87,7 +87,9 @@ class VcpuMisc(VcpuBase):
     def set_signal_mask(self, blocked: Iterable[int] | None) -> None:
         """The signals that are blocked while the guest runs; None: as in the thread.
 
-        A signal that the thread blocks and this mask does not ends `run()`, and stays pending.
+        A signal that the thread blocks and this mask does not makes KVM_RUN fail with EINTR, and
+        stays pending. Only for callers of the raw ioctl: `run()` goes on after signals other than
+        its own, so it would spin; it is stopped by `kick()`.
         """
         if blocked is None:
             self.ioctl("KVM_SET_SIGNAL_MASK", ffi.NULL)
