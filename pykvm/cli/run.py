@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pykvm.cli.common import Parser, UsageError, end_on_signals, print_json
+from pykvm.cli.common import Parser, UsageError, end_on_signals, print_json, settle
 from pykvm.cli.image_options import (
     add_image_options,
     add_machine_options,
@@ -59,6 +59,7 @@ def run(options: Namespace) -> int:
     console = Console.for_run(options)
     with make_machine(options, serial=console.serial, debugcon=console.debugcon) as machine:
         with console.attached(machine):
+            settle()
             result = machine.run(timeout=options.timeout)
         return _report(options, machine, result, console)
 

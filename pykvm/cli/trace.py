@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pykvm.cli.common import Parser, end_on_signals, number
+from pykvm.cli.common import Parser, end_on_signals, number, settle
 from pykvm.cli.image_options import (
     IMAGE_FORMATS,
     add_image_options,
@@ -98,6 +98,7 @@ def trace(options: Namespace) -> int:
         tracer = Tracer(machine, _limited(writer, machine, options.limit))
         try:
             with console.attached(machine), tracer:
+                settle()
                 result = machine.run(timeout=options.timeout)
             writer.end(result)
         finally:

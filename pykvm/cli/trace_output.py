@@ -217,7 +217,7 @@ class SummaryWriter:
             code = i == _TEXT_COLUMNS - 1
             table.add_column(
                 _HEAD[i], last[i], justify="left" if i < _TEXT_COLUMNS else "right",
-                overflow="fold", no_wrap=not code, min_width=22 if code else None,
+                overflow="fold", no_wrap=not code, min_width=22 if code and columns == len(_HEAD) else None,
             )  # fmt: skip
         for row in rows:
             table.add_row(*row[:columns])
