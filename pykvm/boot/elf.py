@@ -12,17 +12,29 @@ Loaded by physical address (`p_paddr`), as boot loaders do. Entered:
 segments are asked first, so that a data segment linked at 0 (Linux's per-CPU data) captures no
 physical entry point.
 
-pyelftools' structures decode the headers; of it only `elftools.elf.structs` is imported (about 20
-ms), on first use. Counts and offsets are checked here, before anything is decoded or allocated.
+`pykvm.boot.elf_headers` decodes the headers. Counts and offsets are checked here, before anything
+is decoded or allocated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, NamedTuple
 
 from pykvm.boot.detect import ELF_MAGIC
+from pykvm.boot.elf_headers import (
+    EM_386,
+    EM_IAMCU,
+    EM_X86_64,
+    ET_CORE,
+    ET_DYN,
+    ET_EXEC,
+    ET_NONE,
+    ET_REL,
+    PT_INTERP,
+    PT_LOAD,
+    Headers,
+)
 from pykvm.boot.errors import ImageError, human_size, span
 from pykvm.boot.image import Mode, Segment
 from pykvm.boot.layout import FOUR_GIB, PAGE, Layout
@@ -90,8 +102,8 @@ class ElfImage:
         self.name = name
         self.data = data
         self.bits = _identify(name, data)
-        self._structs = _structs(self.bits)
-        header = self._structs.Elf_Ehdr.parse(bytes(data[: 64 if self.bits == 64 else 52]))
+        self._headers = Headers(self.bits)
+        header = self._headers.ehdr.parse(data[: self._headers.ehdr.size])
         self.header: Any = header
         self._check_machine()
         self._check_type()
@@ -105,7 +117,7 @@ class ElfImage:
     @property
     def default_mode(self) -> Mode:
         """`long` for x86-64 code, `protected` for i386 code."""
-        return "long" if self.header.e_machine == "EM_X86_64" else "protected"
+        return "long" if self.header.e_machine == EM_X86_64 else "protected"
 
     def claim(self, layout: Layout) -> list[Segment]:
         """Take the segments' physical ranges from `layout` and return what goes there."""
@@ -152,14 +164,14 @@ class ElfImage:
         return [(va, pa, size) for va, pa, size in wanted if va != pa or va + size > FOUR_GIB]
 
     def sections(self) -> list[Any]:
-        """The section headers, decoded by pyelftools; empty if there are none.
+        """The section headers; empty if there are none.
 
         Raises `ImageError` if they are not all in the file or too many.
         """
         header = self.header
         if not header.e_shoff:
             return []
-        size = 64 if self.bits == 64 else 40
+        size = self._headers.shdr.size
         if header.e_shentsize != size:
             raise ImageError(
                 f"{self.name}: section headers of {header.e_shentsize} bytes are not the {size} of "
@@ -171,13 +183,13 @@ class ElfImage:
                 f"{self.name}: {count} section headers at file offset {header.e_shoff:#x} are too "
                 "many or lie outside the file: link it again"
             )
-        table = bytes(self.data[header.e_shoff : header.e_shoff + count * size])
-        parse = self._structs.Elf_Shdr.parse
+        table = self.data[header.e_shoff : header.e_shoff + count * size]
+        parse = self._headers.shdr.parse
         return [parse(table[i : i + size]) for i in range(0, len(table), size)]
 
     def _check_machine(self) -> None:
         machine = self.header.e_machine
-        if machine == "EM_X86_64" or (machine in ("EM_386", "EM_IAMCU", 6) and self.bits == 32):
+        if machine == EM_X86_64 or (machine in (EM_386, EM_IAMCU) and self.bits == 32):
             return
         raise ImageError(
             f"{self.name}: this ELF{self.bits} file is for machine {machine}, not for x86: "
@@ -187,20 +199,20 @@ class ElfImage:
     def _check_type(self) -> None:
         kind = self.header.e_type
         remedy = {
-            "ET_REL": ("an object file", "link it first (ld -o kernel.elf …)"),
-            "ET_CORE": ("a core dump", "give the executable instead"),
-            "ET_NONE": ("without a type", "link it as an executable"),
+            ET_REL: ("an object file", "link it first (ld -o kernel.elf …)"),
+            ET_CORE: ("a core dump", "give the executable instead"),
+            ET_NONE: ("without a type", "link it as an executable"),
         }.get(kind)
-        if kind not in ("ET_EXEC", "ET_DYN") and remedy is None:
-            remedy = (f"of type {kind}", "link it as an executable")
-        if kind == "ET_DYN" and not self.header.e_entry:
+        if kind not in (ET_EXEC, ET_DYN) and remedy is None:
+            remedy = (f"of type number {kind}", "link it as an executable")
+        if kind == ET_DYN and not self.header.e_entry:
             remedy = ("a shared library (it has no entry point)", "link it as a static executable")
         if remedy:
             raise ImageError(f"{self.name}: this ELF file is {remedy[0]}: {remedy[1]}")
 
     def _read_segments(self) -> list[LoadSegment]:
         header, name = self.header, self.name
-        size = 56 if self.bits == 64 else 32
+        size = self._headers.phdr.size
         count, offset = header.e_phnum, header.e_phoff
         if not count:
             raise ImageError(
@@ -222,17 +234,17 @@ class ElfImage:
                 f"{name}: its {count} program headers at file offset {offset:#x} lie outside the "
                 f"file of {len(self.data)} bytes: the file is truncated, copy or link it again"
             )
-        table = bytes(self.data[offset : offset + count * size])
-        parse = self._structs.Elf_Phdr.parse
+        table = self.data[offset : offset + count * size]
+        parse = self._headers.phdr.parse
         segments = []
         for index in range(count):
             h = parse(table[index * size : (index + 1) * size])
-            if h.p_type == "PT_INTERP":
+            if h.p_type == PT_INTERP:
                 raise ImageError(
                     f"{name}: this ELF file is dynamically linked (it asks for an interpreter): "
                     "link it with -static"
                 )
-            if h.p_type == "PT_LOAD" and (h.p_memsz or h.p_filesz):
+            if h.p_type == PT_LOAD and (h.p_memsz or h.p_filesz):
                 segments.append(self._segment(index, h))
         if not segments:
             raise ImageError(f"{name}: this ELF file has nothing to load: link it with some code")
@@ -263,7 +275,7 @@ class ElfImage:
         )
 
     def _move(self, load: int) -> None:
-        if self.header.e_type != "ET_DYN":
+        if self.header.e_type != ET_DYN:
             raise ImageError(
                 f"{self.name}: this ELF file is linked for fixed addresses and cannot be loaded "
                 f"at {load:#x}: leave out the load address, or load it as raw bytes with "
@@ -319,17 +331,6 @@ def _identify(name: str, data: memoryview) -> int:
             f"{name}: ELF data encoding {data[5]} is not 1 (little-endian): build it for x86"
         )
     return bits
-
-
-@cache
-def _structs(bits: int) -> Any:
-    """pyelftools' decoders for a little-endian x86 file."""
-    from elftools.elf.structs import ELFStructs
-
-    structs = ELFStructs(little_endian=True, elfclass=bits)
-    structs.create_basic_structs()
-    structs.create_advanced_structs("ET_EXEC", "EM_X86_64" if bits == 64 else "EM_386")
-    return structs
 
 
 def _physical_addresses(segments: list[LoadSegment]) -> list[LoadSegment]:

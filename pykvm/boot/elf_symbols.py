@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pykvm.boot.elf import ElfImage
+from pykvm.boot.elf_headers import SHT_DYNSYM, SHT_STRTAB, SHT_SYMTAB
 from pykvm.boot.errors import ImageError, printable
 from pykvm.boot.symbols import Symbol, SymbolTable
 
@@ -35,11 +36,11 @@ def find_symbol_sections(elf: ElfImage) -> tuple[Any, Any] | None:
     Raises `ImageError` if the section headers are unusable.
     """
     sections = elf.sections()
-    for wanted in ("SHT_SYMTAB", "SHT_DYNSYM"):
+    for wanted in (SHT_SYMTAB, SHT_DYNSYM):
         for section in sections:
             if section.sh_type == wanted and section.sh_link < len(sections):
                 strings = sections[section.sh_link]
-                if strings.sh_type == "SHT_STRTAB":
+                if strings.sh_type == SHT_STRTAB:
                     return section, strings
     return None
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pykvm.boot.elf import ElfImage
+from pykvm.boot.elf_headers import SHT_STRTAB, SHT_SYMTAB
 from pykvm.boot.elf_symbols import find_symbol_sections, symbol_table
 from pykvm.boot.errors import ImageError, human_size, span
 from pykvm.boot.image import Segment
@@ -203,7 +204,7 @@ def claim_symbols(
     sections = elf.sections()
     segments = []
     for index, section in enumerate(sections):
-        wanted = section.sh_type in ("SHT_SYMTAB", "SHT_STRTAB")
+        wanted = section.sh_type in (SHT_SYMTAB, SHT_STRTAB)
         if not wanted or section.sh_addr or not section.sh_size:
             continue
         if section.sh_offset + section.sh_size > len(elf.data):
