@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pykvm.boot.errors import ImageError, human_size, span
@@ -50,32 +49,46 @@ class Segment(NamedTuple):
         return self.gpa + self.mem_size
 
 
-@dataclass(slots=True)
 class LoadedImage:
     """An image that has been checked and laid out, and not yet copied into a guest.
 
     It may be placed more than once (a reset loads it again).
+
+    - `name`: the image's name in messages; `format`: `flat`, `elf` or `multiboot`.
+    - `segments`: all that goes into memory besides the tables of `state`; disjoint pieces of RAM.
+    - `entry`: first instruction: guest-physical (linear), or guest-virtual for an ELF entered by
+      virtual address; `mode`: the mode the guest starts in.
+    - `state`: everything the first vCPU needs, with the descriptor and page tables to be put in memory.
+    - `notes`: remarks a user may want to see: choices the loader made, things it left out.
+    - `symbol_table`: the image's symbols, read on first use.
+    - `sources`: where `segments` take their bytes from.
     """
 
-    name: str
-    """The image's name in messages."""
-    format: str
-    """`flat`, `elf` or `multiboot`."""
-    segments: list[Segment]
-    """All that goes into memory besides the tables of `state`; disjoint pieces of RAM."""
-    entry: int
-    """First instruction: guest-physical (linear), or guest-virtual for an ELF entered by virtual
-    address."""
-    mode: Mode
-    """The mode the guest starts in."""
-    state: CpuState
-    """Everything the first vCPU needs, with the descriptor and page tables to be put in memory."""
-    notes: list[str] = field(default_factory=list)
-    """Remarks a user may want to see: choices the loader made, things it left out."""
-    symbol_table: SymbolTable = field(default_factory=SymbolTable)
-    """The image's symbols, read on first use."""
-    sources: tuple[Source, ...] = ()
-    """Where `segments` take their bytes from."""
+    __slots__ = (
+        "entry", "format", "mode", "name", "notes", "segments", "sources", "state", "symbol_table",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        format: str,
+        segments: list[Segment],
+        entry: int,
+        mode: Mode,
+        state: CpuState,
+        notes: list[str] | None = None,
+        symbol_table: SymbolTable | None = None,
+        sources: tuple[Source, ...] = (),
+    ) -> None:
+        self.name = name
+        self.format = format
+        self.segments = segments
+        self.entry = entry
+        self.mode: Mode = mode
+        self.state = state
+        self.notes = [] if notes is None else notes
+        self.symbol_table = SymbolTable() if symbol_table is None else symbol_table
+        self.sources = sources
 
     def symbols(self) -> dict[str, int]:
         """All symbols as name → address (as linked: guest-virtual); empty if the image has none.

@@ -5,13 +5,11 @@ capstone takes about 60-90 ms to import, so it is imported when the first instru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryOperand:
+class MemoryOperand(NamedTuple):
     """An explicit memory operand. Register names are capstone's ("rbx", "si"), "" for none."""
 
     segment: str
@@ -26,8 +24,7 @@ class MemoryOperand:
     writes: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(NamedTuple):
     """A decoded instruction."""
 
     address: int

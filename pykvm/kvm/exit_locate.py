@@ -23,8 +23,7 @@ measured once with a tiny VM.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm.errors import PykvmError
 from pykvm.kvm.exit_base import Where
@@ -42,8 +41,7 @@ _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"
 _rip_is_behind: dict[tuple[int, bool, bool], bool] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class PortInstruction:
+class PortInstruction(NamedTuple):
     """IN, OUT, INS or OUTS."""
 
     length: int
@@ -228,8 +226,7 @@ def _ending_at_rip(site: Site) -> dict[Instruction, int]:
     return support
 
 
-@dataclass(frozen=True, slots=True)
-class _Store:
+class _Store(NamedTuple):
     """An MMIO write, to be compared with instructions that may have made it, already executed."""
 
     site: Site

@@ -7,9 +7,8 @@ translated by KVM_TRANSLATE).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm._native import ffi, lib
 from pykvm.kvm.ioctls import IOCTLS
@@ -33,8 +32,7 @@ _TRANSLATE = IOCTLS["KVM_TRANSLATE"].number
 _SITES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """The place of one exit. Addresses are linear (guest-virtual with the segment's base added)."""
 
     rip: int
