@@ -19,6 +19,7 @@ from _thread import allocate_lock
 from pykvm.devices.base import Clock, Device, IrqLine, MonotonicClock, NullIrqLine
 from pykvm.devices.uart_registers import UartRegisters
 from pykvm.devices.uart_state import (
+    FCR,
     FCR_ENABLE,
     FIFO_DEPTH,
     IER_RDI,
@@ -34,6 +35,7 @@ from pykvm.devices.uart_state import (
     LSR_PE,
     LSR_TEMT,
     LSR_THRE,
+    MCR,
     MCR_LOOP,
     MCR_OUT2,
     MSR_CTS,
@@ -118,7 +120,8 @@ class Uart16550(UartRegisters, Device):
         with self._lock:
             self._write_register(offset, value)
             self._settle()
-        self._follow_up()
+        if offset in (FCR, MCR):
+            self._follow_up()
 
     def read(self, offset: int, size: int) -> int:
         """A register read, with its side effects."""

@@ -168,8 +168,6 @@ class UartRegisters:
             state.timeout_at = self._clock.now_ns() + self._timeout_ns
         else:
             state.lsr &= ~LSR_DR
-        if state.lsr & LSR_FIFO_ERROR:
-            state.mark_fifo_error()
         self._watch_auto_rts()
 
     def _expose_errors(self) -> None:
