@@ -166,7 +166,11 @@ def silence_stdout() -> None:
 
 
 def tolerate_any_encoding() -> None:
-    """Characters that the terminal's encoding lacks are replaced instead of being an error."""
+    """Characters that a stream's encoding lacks are replaced; a closed stream swallows."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for the rest of the process)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
         if reconfigure is not None and (stream.encoding or "").lower() != "utf-8":

@@ -213,11 +213,12 @@ class SummaryWriter:
         console = Console(file=self._stream, markup=False, highlight=False)
         columns = len(_HEAD) - (console.width < _WIDE)  # the last column can be spared
         table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+        room = 22 if columns == len(_HEAD) else None
         for i in range(columns):
             code = i == _TEXT_COLUMNS - 1
             table.add_column(
                 _HEAD[i], last[i], justify="left" if i < _TEXT_COLUMNS else "right",
-                overflow="fold", no_wrap=not code, min_width=22 if code and columns == len(_HEAD) else None,
+                overflow="fold", no_wrap=not code, min_width=room if code else None,
             )  # fmt: skip
         for row in rows:
             table.add_row(*row[:columns])
