@@ -58,12 +58,13 @@ class Console:
     def attached(self, machine: Machine) -> Iterator[None]:
         """Opens the back ends for the time of a run; the terminal is as before afterwards."""
 
-        def on_event(event: str) -> None:
-            if event == "hangup":
-                self.hangup = True
-            if event in ("quit", "hangup"):
-                machine.stop()
-                self.serial.stop_waiting()
+        def on_event(event: str) -> bool:
+            if event not in ("quit", "hangup"):
+                return False
+            self.hangup |= event == "hangup"
+            machine.stop()
+            self.serial.stop_waiting()
+            return True
 
         with ExitStack() as stack:
             for backend in (self.serial, self.debugcon):
