@@ -38,6 +38,9 @@ _LEAF_FLAGS = (
 )
 _LEAF_FLAGS_HIGH = 0x7FF << 52  # software bits, and the protection key in 62:59
 
+MAX_ROOM = 64 << 20
+"""Bytes that page tables may take by default: enough for 16 TiB in 2 MiB pages."""
+
 
 class PageTables:
     """Page tables under construction, allocated one after another from `base`.
@@ -52,7 +55,7 @@ class PageTables:
         mode: PagingMode,
         base: int,
         *,
-        room: int | None = None,
+        room: int = MAX_ROOM,
         accessed: bool = True,
         pse_bits: int = 36,
     ) -> None:
@@ -181,7 +184,7 @@ class PageTables:
         return flags
 
     def _new_table(self) -> int:
-        if self.room is not None and self.size + PAGE_4K > self.room:
+        if self.size + PAGE_4K > self.room:
             raise PagingError(
                 f"page tables need more than the {self.room:#x} bytes reserved for them"
             )

@@ -164,14 +164,15 @@ class VcpuRegs(VcpuBase):
         try:
             self._set(ioctl, state, structure)
         except KvmError as error:
-            raise error.explained("sregs", explain("KVM_SET_SREGS", _AsVcpu(state))) from None
+            raise error.explained("sregs", explain("KVM_SET_SREGS", _AsVcpu(self, state))) from None
 
 
 class _AsVcpu:
-    """Register values where an explainer expects a vCPU."""
+    """Register values where an explainer expects a vCPU; its CPUID says which bits exist."""
 
-    def __init__(self, sregs: _Sregs) -> None:
+    def __init__(self, vcpu: VcpuBase, sregs: _Sregs) -> None:
         self.sregs = sregs
+        self.cpuid = vcpu.cpuid  # type: ignore[attr-defined]  # of VcpuMsrs, a sister mixin
 
 
 def _value(member: Any) -> Any:
