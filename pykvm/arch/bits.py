@@ -1,6 +1,6 @@
 """Names and one-line meanings of the x86 control, flag, debug and page-table bits.
 
-Every flag type is an `IntFlag`: members behave as integers, print by name, and carry `.meaning`.
+Every flag type behaves as an `IntFlag`: members are integers, print by name, and carry `.meaning`.
 Bits without a name are kept (never dropped or refused), because a register can hold anything.
 
 Sources: Intel SDM vol. 3A ch. 2 (control registers, EFER), ch. 3 and 5 (segment types), ch. 4
@@ -9,44 +9,121 @@ Sources: Intel SDM vol. 3A ch. 2 (control registers, EFER), ch. 3 and 5 (segment
 
 from __future__ import annotations
 
-from enum import KEEP, IntEnum, IntFlag
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from enum import KEEP, IntEnum, IntFlag
     from typing import Self
 
+    class Bits(IntFlag, boundary=KEEP):
+        """Base of the flag types: each member is written as `NAME = value, "meaning"`."""
 
-class Bits(IntFlag, boundary=KEEP):
-    """Base of the flag types: each member is written as `NAME = value, "meaning"`."""
+        def __new__(cls, value: int, meaning: str = "") -> Self: ...
 
-    def __new__(cls, value: int, meaning: str = "") -> Self:
-        member = int.__new__(cls, value)
-        member._value_ = value
-        member.__dict__["_meaning"] = meaning
-        return member
+        @property
+        def meaning(self) -> str:
+            """What the bit does, in one line; empty for combinations and unnamed bits."""
 
-    @property
-    def meaning(self) -> str:
-        """What the bit does, in one line; empty for combinations and unnamed bits."""
-        return str(self.__dict__.get("_meaning", ""))
+        def names(self) -> list[str]:
+            """Names of the set bits, lowest first; an unnamed bit n appears as `bitN`."""
 
-    def names(self) -> list[str]:
-        """Names of the set bits, lowest first; an unnamed bit n appears as `bitN`."""
-        by_value = {int(m): str(m.name) for m in type(self)}
-        value = int(self)
-        return [
-            by_value.get(1 << n, f"bit{n}") for n in range(value.bit_length()) if value >> n & 1
-        ]
+        def describe(self) -> str:
+            """The set bits as `A|B|bit7`, or `0`."""
 
-    def describe(self) -> str:
-        """The set bits as `A|B|bit7`, or `0`."""
-        return "|".join(self.names()) or "0"
+else:
+    # `enum` makes these hundred members in 5 ms, a tenth of a guest's whole start; they need
+    # little of what it can do.
 
-    def __str__(self) -> str:
-        return self.describe()
+    class _Members(type):
+        """Makes members of `NAME = value` or `NAME = value, "meaning"` in the class body."""
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({int(self):#x}: {self.describe()})"
+        def __init__(cls, name, bases, body):
+            super().__init__(name, bases, body)
+            cls._members = {}
+            for key, value in body.items():
+                if key.startswith("_") or not isinstance(value, int | tuple):
+                    continue
+                number, meaning = value if isinstance(value, tuple) else (value, "")
+                member = int.__new__(cls, number)
+                member.name, member.meaning = key, meaning
+                cls._members[number] = member
+                setattr(cls, key, member)
+
+        def __iter__(cls):
+            return iter(cls._members.values())
+
+        def __len__(cls):
+            return len(cls._members)
+
+        def __getitem__(cls, name):
+            for member in cls._members.values():
+                if member.name == name:
+                    return member
+            raise KeyError(name)
+
+    class _Named(int, metaclass=_Members):
+        name = None
+        meaning = ""
+
+        @property
+        def value(self):
+            return int(self)
+
+        def __reduce__(self):
+            return type(self), (int(self),)
+
+    class IntEnum(_Named):
+        """A number that is one of the class's members."""
+
+        def __new__(cls, value):
+            member = cls._members.get(value)
+            if member is None:
+                raise ValueError(f"{value!r} is not a valid {cls.__name__}")
+            return member
+
+        def __repr__(self):
+            return f"<{type(self).__name__}.{self.name}: {int(self)}>"
+
+    class Bits(_Named):
+        """A set of bits, named or not."""
+
+        def __new__(cls, value=0):
+            member = cls._members.get(value)
+            return int.__new__(cls, value) if member is None else member
+
+        def names(self):
+            members = type(self)._members
+            value = int(self)
+            return [
+                members[1 << n].name if 1 << n in members else f"bit{n}"
+                for n in range(value.bit_length())
+                if value >> n & 1
+            ]
+
+        def describe(self):
+            return "|".join(self.names()) or "0"
+
+        __str__ = describe
+
+        def __repr__(self):
+            return f"{type(self).__name__}({int(self):#x}: {self.describe()})"
+
+        def __or__(self, other):
+            return type(self)(int(self) | int(other))
+
+        def __and__(self, other):
+            return type(self)(int(self) & int(other))
+
+        def __xor__(self, other):
+            return type(self)(int(self) ^ int(other))
+
+        __ror__, __rand__, __rxor__ = __or__, __and__, __xor__
+
+        def __contains__(self, other):
+            return int(self) & int(other) == int(other)
+
+        def __iter__(self):
+            value = int(self)
+            return (type(self)(1 << n) for n in range(value.bit_length()) if value >> n & 1)
 
 
 class CR0(Bits):

@@ -7,7 +7,7 @@ Sources: SDM vol. 3A 3.4.5 (segment descriptors), 3.5 (system descriptors), 5.8.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pykvm.arch.bits import SegmentType, SystemType
 from pykvm.arch.errors import DescriptorError
@@ -173,8 +173,7 @@ _GATES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
+class Gate(NamedTuple):
     """A call, interrupt, trap or task gate.
 
     `offset` is the handler's address in the segment that `selector` names; `ist` (1 to 7) picks an
@@ -269,7 +268,7 @@ class DescriptorTable:
         """
         level = segment.dpl if rpl is None else _in_range("rpl", rpl, 2)
         selector = self._append(encode_segment(segment, wide=wide)) | self._indicator | level
-        return replace(segment, selector=selector)
+        return segment.replace(selector=selector)
 
     def add_gate(self, gate: Gate, *, bits: int) -> int:
         """Append a call or task gate; returns its selector with RPL 0."""

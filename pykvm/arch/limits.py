@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pykvm.arch.bits import CR4, EFER
 from pykvm.arch.cpuid import CpuidLeaf, features, physical_bits
@@ -63,8 +63,7 @@ def _all_efer() -> int:
     return bits
 
 
-@dataclass(frozen=True, slots=True)
-class CpuLimits:
+class CpuLimits(NamedTuple):
     """What the vCPU's CPUID allows. The defaults allow all that any KVM does.
 
     `maxphyaddr`: bits of a guest-physical address; `cr4`, `efer`: the bits that may be set;

@@ -6,8 +6,8 @@ Source: SDM vol. 3A 4.1 (modes), 4.3 (32-bit), 4.4 (PAE), 4.5 (4-level and 5-lev
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from pykvm.arch.bits import CR0, CR4, EFER
 
@@ -24,8 +24,7 @@ MAX_PHYSICAL_BITS = 52
 """The widest guest-physical address that page-table entries can hold."""
 
 
-@dataclass(frozen=True, slots=True)
-class LevelSpec:
+class LevelSpec(NamedTuple):
     """One level of a paging mode.
 
     `number` counts from 1 (the last level); `shift` is the lowest linear-address bit of the index,
@@ -50,7 +49,7 @@ class LevelSpec:
         """Entries in a table of this level."""
         return 1 << self.index_bits
 
-    def index(self, va: int) -> int:
+    def index(self, va: int) -> int:  # type: ignore[override]
         """Index of the entry that translates linear address `va`."""
         return va >> self.shift & (1 << self.index_bits) - 1
 

@@ -6,7 +6,7 @@ Like the walker, this works on guest memory alone and expects hostile tables.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pykvm.arch.errors import PagingError
 from pykvm.arch.pagemodes import MAX_PHYSICAL_BITS, PagingMode, pages
@@ -33,8 +33,7 @@ def read_virtual(
     return b"".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """A run of linear addresses that maps to consecutive guest-physical ones with equal rights."""
 
     va: int
@@ -82,7 +81,7 @@ def mappings(
     pending: Mapping | None = None
     for piece in _leaves(memory, form, cr3, max_tables):
         if pending and pending.joins(piece):
-            pending = replace(pending, size=pending.size + piece.size)
+            pending = pending._replace(size=pending.size + piece.size)
             continue
         if pending:
             yield pending

@@ -11,10 +11,9 @@ Sources: SDM vol. 3A 4.3 to 4.7; reserved bits also APM vol. 2 5.3 and 5.4, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pykvm.arch.bits import CR0, CR4, EFER, PTE, PageFault, Vector
 from pykvm.arch.errors import PagingError
@@ -42,8 +41,7 @@ class FaultReason(Enum):
     UNREADABLE = "table outside memory"
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """Why a walk stopped. `level` is the entry's name (`PDE`), None for a non-canonical address."""
 
     reason: FaultReason
@@ -55,14 +53,13 @@ class Fault:
         return self.why
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """One page-table entry that the walk read."""
 
     name: str
     number: int
     """Level counted from the last table, which is 1."""
-    index: int
+    index: int  # type: ignore[assignment]
     entry_gpa: int
     """Guest-physical address of the entry itself."""
     raw: int
@@ -76,8 +73,7 @@ class Level:
         return f"{self.name}[{self.index}] at {self.entry_gpa:#x} = {self.raw:#018x} {self.flags}"
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(NamedTuple):
     """The result of one walk.
 
     `gpa` is None when the address does not translate, and `fault` says why. `writable`, `user`
@@ -168,8 +164,7 @@ class Walk:
         return "\n".join([str(self), *(f"  {level}" for level in self.levels)])
 
 
-@dataclass(frozen=True, slots=True)
-class WalkRules:
+class WalkRules(NamedTuple):
     """What decides which entry bits are reserved, besides CR4 and EFER.
 
     `maxphyaddr` is the width of guest-physical addresses (CPUID 0x80000008 EAX[7:0]), `gbpages`

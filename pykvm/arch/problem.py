@@ -1,12 +1,10 @@
 """`Problem`: one reason why a state cannot be entered."""
 
 from __future__ import annotations
+from typing import NamedTuple
 
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """A field that is refused: its name (`cr4`, `cs.type`), value, the reason and its source.
 
     `refuser` is `kvm` (the ioctl fails with EINVAL), `vmx` or `svm` (the entry fails on that CPU).

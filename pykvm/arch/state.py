@@ -7,10 +7,8 @@ It is applied to, and captured from, any object shaped like `pykvm.kvm.Vcpu`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pykvm.arch.bits import CR0, CR4, EFER, RFLAGS
 
@@ -38,8 +36,7 @@ class MemoryWriter(Protocol):
         """Write `data` at guest-physical address `gpa`."""
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentState:
+class SegmentState(NamedTuple):
     """A segment register with its hidden part (`struct kvm_segment`; SDM vol. 3A 3.4.3).
 
     `limit` is in bytes, whatever the granularity bit `g` says: a flat 4 GiB segment has limit
@@ -68,7 +65,7 @@ class SegmentState:
 
     def replace(self, **changes: int) -> SegmentState:
         """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        return self._replace(**changes)
 
     @property
     def is_code(self) -> bool:
@@ -93,12 +90,11 @@ class SegmentState:
         return f"{self.selector:#06x} {self.base:#x}+{self.limit:#x} {kind} dpl {self.dpl}{state}"
 
 
-SEGMENT_FIELDS = tuple(f.name for f in dataclasses.fields(SegmentState))
+SEGMENT_FIELDS = SegmentState._fields
 """The fields of `SegmentState`, which are those of `struct kvm_segment`."""
 
 
-@dataclass(frozen=True, slots=True)
-class TableState:
+class TableState(NamedTuple):
     """A descriptor-table register, GDTR or IDTR: linear base and limit (size in bytes - 1)."""
 
     base: int
@@ -109,7 +105,6 @@ def _no_segments() -> dict[str, SegmentState]:
     return {name: SegmentState.null() for name in SEGMENT_REGISTERS}
 
 
-@dataclass(slots=True)
 class CpuState:
     """All that a vCPU needs at entry.
 
@@ -119,23 +114,57 @@ class CpuState:
     point to.
     """
 
-    regs: dict[str, int] = field(default_factory=dict)
-    segments: dict[str, SegmentState] = field(default_factory=_no_segments)
-    gdt: TableState = TableState(0, 0)
-    idt: TableState = TableState(0, 0)
-    cr0: int = 0
-    cr2: int = 0
-    cr3: int = 0
-    cr4: int = 0
-    cr8: int = 0
-    efer: int = 0
-    msrs: dict[int, int] = field(default_factory=dict)
-    memory: list[tuple[int, bytes]] = field(default_factory=list)
+    __slots__ = (
+        "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "gdt", "idt", "memory", "msrs", "regs",
+        "segments",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        regs: dict[str, int] | None = None,
+        segments: dict[str, SegmentState] | None = None,
+        gdt: TableState = TableState(0, 0),
+        idt: TableState = TableState(0, 0),
+        cr0: int = 0,
+        cr2: int = 0,
+        cr3: int = 0,
+        cr4: int = 0,
+        cr8: int = 0,
+        efer: int = 0,
+        msrs: dict[int, int] | None = None,
+        memory: list[tuple[int, bytes]] | None = None,
+    ) -> None:
+        self.regs = {} if regs is None else regs
+        self.segments = _no_segments() if segments is None else segments
+        self.gdt = gdt
+        self.idt = idt
+        self.cr0 = cr0
+        self.cr2 = cr2
+        self.cr3 = cr3
+        self.cr4 = cr4
+        self.cr8 = cr8
+        self.efer = efer
+        self.msrs = {} if msrs is None else msrs
+        self.memory = [] if memory is None else memory
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CpuState):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        body = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        return f"CpuState({body})"
+
+    def replace(self, **changes: Any) -> CpuState:
+        """A copy with some fields changed; the dictionaries and lists are shared."""
+        return CpuState(**{name: getattr(self, name) for name in self.__slots__} | changes)
 
     def copy(self) -> CpuState:
         """A copy whose dictionaries and lists can be changed without changing this one."""
-        return dataclasses.replace(
-            self,
+        return self.replace(
             regs=dict(self.regs),
             segments=dict(self.segments),
             msrs=dict(self.msrs),

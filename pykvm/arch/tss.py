@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
 
 from pykvm.arch.errors import DescriptorError
 
@@ -21,6 +20,11 @@ _TSS32 = struct.Struct("<25IHH")
 
 # The bitmap directly follows the structure. Without one its offset lies beyond the segment's
 # limit, which is how a TSS says that ring 3 has no ports.
+
+TSS32_FIELDS = tuple(
+    "link esp0 ss0 esp1 ss1 esp2 ss2 cr3 eip eflags eax ecx edx ebx esp ebp esi edi es cs ss ds fs "
+    "gs ldt trap".split()
+)
 
 
 def io_bitmap(allowed: Iterable[int]) -> bytes:
@@ -39,7 +43,6 @@ def io_bitmap(allowed: Iterable[int]) -> bytes:
     return bytes(bitmap)
 
 
-@dataclass
 class Tss64:
     """A 64-bit TSS: stack pointers for rings 0 to 2 and the seven interrupt stacks.
 
@@ -47,11 +50,24 @@ class Tss64:
     permission bitmap that follows the structure; empty means no ports for ring 3.
     """
 
-    rsp0: int = 0
-    rsp1: int = 0
-    rsp2: int = 0
-    ist: list[int] = field(default_factory=lambda: [0] * 7)
-    bitmap: bytes = b""
+    def __init__(
+        self,
+        rsp0: int = 0,
+        rsp1: int = 0,
+        rsp2: int = 0,
+        ist: list[int] | None = None,
+        bitmap: bytes = b"",
+    ) -> None:
+        self.rsp0 = rsp0
+        self.rsp1 = rsp1
+        self.rsp2 = rsp2
+        self.ist = [0] * 7 if ist is None else ist
+        self.bitmap = bitmap
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tss64) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def to_bytes(self) -> bytes:
         """The TSS and its bitmap as they go into guest memory; the segment limit is len - 1."""
@@ -76,45 +92,34 @@ class Tss64:
         return cls(values[1], values[2], values[3], list(values[5:12]), bitmap)
 
 
-@dataclass
 class Tss32:
     """A 32-bit TSS: the stacks of rings 0 to 2, and the registers of a hardware task.
 
-    `ss0:esp0` is all that interrupts from ring 3 need; the rest serves hardware task switches.
-    `bitmap` is the I/O permission bitmap, as in `Tss64`.
+    `ss0:esp0` is all that interrupts from ring 3 need; the rest (`TSS32_FIELDS`, in the order of
+    the structure) serves hardware task switches. `bitmap` is the I/O permission bitmap, as in
+    `Tss64`.
     """
 
-    link: int = 0
-    esp0: int = 0
-    ss0: int = 0
-    esp1: int = 0
-    ss1: int = 0
-    esp2: int = 0
-    ss2: int = 0
-    cr3: int = 0
-    eip: int = 0
-    eflags: int = 2
-    eax: int = 0
-    ecx: int = 0
-    edx: int = 0
-    ebx: int = 0
-    esp: int = 0
-    ebp: int = 0
-    esi: int = 0
-    edi: int = 0
-    es: int = 0
-    cs: int = 0
-    ss: int = 0
-    ds: int = 0
-    fs: int = 0
-    gs: int = 0
-    ldt: int = 0
-    trap: int = 0
-    bitmap: bytes = b""
+    ss0: int
+    esp0: int
+    bitmap: bytes
+
+    def __init__(self, *values: int, bitmap: bytes = b"", **fields: int) -> None:
+        given = dict(zip(TSS32_FIELDS, values, strict=False)) | fields
+        if len(values) > len(TSS32_FIELDS) or given.keys() - set(TSS32_FIELDS):
+            raise DescriptorError(f"a 32-bit TSS has the fields {' '.join(TSS32_FIELDS)} only")
+        for name in TSS32_FIELDS:
+            setattr(self, name, given.get(name, 2 if name == "eflags" else 0))
+        self.bitmap = bitmap
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tss32) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def to_bytes(self) -> bytes:
         """The TSS and its bitmap as they go into guest memory; the segment limit is len - 1."""
-        values = [getattr(self, name) for name in _TSS32_FIELDS]
+        values = [getattr(self, name) for name in TSS32_FIELDS]
         try:
             head = _TSS32.pack(*values, TSS32_SIZE)
         except struct.error as error:
@@ -128,7 +133,5 @@ class Tss32:
             raise DescriptorError(f"a 32-bit TSS has {TSS32_SIZE} bytes, not {len(raw)}")
         *values, base = _TSS32.unpack_from(raw)
         bitmap = bytes(raw[base:]) if base >= TSS32_SIZE else b""
-        return cls(**dict(zip(_TSS32_FIELDS, values, strict=True)), bitmap=bitmap)
+        return cls(**dict(zip(TSS32_FIELDS, values, strict=True)), bitmap=bitmap)
 
-
-_TSS32_FIELDS = tuple(f.name for f in fields(Tss32) if f.name != "bitmap")

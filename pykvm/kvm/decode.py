@@ -15,7 +15,7 @@ class MemoryOperand(NamedTuple):
     segment: str
     """The overriding segment register, "" for the default one."""
     base: str
-    index: str
+    index: str  # type: ignore[assignment]  # shadows tuple.index
     scale: int
     displacement: int
     size: int

@@ -95,6 +95,7 @@ gates64 = st.builds(
     dpl=st.integers(0, 3),
     present=bit,
     ist=st.integers(0, 7),
+    params=st.just(0),
 )
 gates32 = st.builds(
     Gate,
@@ -103,6 +104,7 @@ gates32 = st.builds(
     type=st.sampled_from([SystemType.CALL_GATE, SystemType.INTERRUPT_GATE, SystemType.TRAP_GATE]),
     dpl=st.integers(0, 3),
     present=bit,
+    ist=st.just(0),
     params=st.integers(0, 31),
 )
 gates16 = st.builds(
@@ -111,6 +113,8 @@ gates16 = st.builds(
     selector=u16,
     type=st.sampled_from([SystemType.CALL_GATE16, SystemType.INTERRUPT_GATE16]),
     dpl=st.integers(0, 3),
+    present=bit,
+    ist=st.just(0),
     params=st.integers(0, 31),
 )
 
@@ -147,7 +151,7 @@ def test_tss64_round_trip(a: int, b: int, c: int, ist: list[int], bitmap: bytes)
 
 @given(st.lists(u32, min_size=25, max_size=25), u16, st.binary(max_size=300))
 def test_tss32_round_trip(values: list[int], trap: int, bitmap: bytes) -> None:
-    tss = Tss32(*values, trap, bitmap)
+    tss = Tss32(*values, trap, bitmap=bitmap)
     assert Tss32.from_bytes(tss.to_bytes()) == tss
 
 
