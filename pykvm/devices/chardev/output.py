@@ -44,6 +44,7 @@ class OutputQueue:
         self._buffer = bytearray()
         self._send = send
         self._limit = limit
+        self._gather = min(_GATHER, limit)
         self._wait = wait
         self._wake = wake
         self._failed = failed
@@ -68,14 +69,16 @@ class OutputQueue:
                 return
             buffer = self._buffer
             buffer += data
+            failure = None
+            wake = False
             if not self.gathering:
-                self.gathering = True
-                wake = True
+                self.gathering = wake = True
                 failure = self._push()
-            elif b"\n" in data or len(buffer) >= _GATHER:
-                was_blocked = self.blocked
+            elif self.blocked:
+                pass  # the reader thread waits for room
+            elif b"\n" in data or len(buffer) >= self._gather:
                 failure = self._push()
-                wake = self.blocked and not was_blocked
+                wake = self.blocked
             else:
                 return
             too_much = len(buffer) > self._limit
