@@ -10,7 +10,7 @@ import pytest
 
 from pykvm.kvm import Kvm
 from pykvm.machine.doctor import Mark, Report, examine
-from pykvm.machine.doctor.probe import DONE, SYSTEM_CALL, Probe
+from pykvm.machine.doctor.probe import DONE, Probe
 from pykvm.machine.doctor.trials import TRIALS
 
 
@@ -105,8 +105,8 @@ def test_a_probe_tells_ends_apart() -> None:
         end = probe.go()
         assert (end.kind, end.vector) == ("vector", 6)
         assert "#UD" in end.text
-        probe.prepare("real", b"\xcd" + bytes((SYSTEM_CALL,)))
-        assert probe.go().vector == SYSTEM_CALL
+        probe.prepare("real", b"\xcd\x21")  # int 0x21
+        assert probe.go().vector == 0x21
         probe.prepare("protected", b"\xf4")
         assert probe.go().kind == "halt"
         for mode in ("real", "long", "ring3"):

@@ -48,6 +48,7 @@ def examine(kvm: Kvm, section: Section) -> None:
             key, title, True, f"{words[how]}: {shown} an instruction",
             value={"how": how, "ns_per_instruction": round(ns, 2)}, brief=True,
         )  # fmt: skip
+    _real_mode_interrupts(kvm, section)
     _ring_changes(kvm, section)
 
 
@@ -76,6 +77,21 @@ def _time(probe: Probe, mode: Mode, turns: int) -> tuple[float | None, str]:
     end = probe.go(2.0)
     taken = time.perf_counter_ns() - started
     return (float(taken), "") if end.kind == "done" else (None, end.text)
+
+
+def _real_mode_interrupts(kvm: Kvm, section: Section) -> None:
+    """INT n as BIOS services use it, with a low and a high vector."""
+    lost = []
+    for vector in (0x10, 0x80):
+        with Probe(kvm) as probe:
+            probe.prepare("real", bytes((0xCD, vector)) + DONE)
+            end = probe.go(0.05)
+        if end.vector != vector:
+            lost.append(f"INT {vector:#x} does not arrive: {end.text}")
+    text = "; ".join(lost) or "arrives through the vector table"
+    if len(lost) == 1 and "0x80" in text:
+        text += "; INT 0x10 does"
+    section.add("real_int", "INT n in real mode", not lost, text, value=not lost)
 
 
 def _ring_changes(kvm: Kvm, section: Section) -> None:
