@@ -11,9 +11,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
 
 from pykvm.errors import PykvmError
+from pykvm.typed import Any, NamedTuple, Protocol
 
 Read = Callable[[int, int], int]
 Write = Callable[[int, int, int], None]

@@ -13,12 +13,12 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from pykvm.kvm.errors import ClosedError
 from pykvm.kvm.region import MemoryAccessError, MemoryRegion, RegionError
 from pykvm.memory_search import Span, find_next
 from pykvm.sparsefile import SparseReader, SparseWriter
+from pykvm.typed import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -12,7 +12,8 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from enum import KEEP, IntEnum, IntFlag
-    from typing import Self
+
+    from pykvm.typed import Self
 
     class Bits(IntFlag, boundary=KEEP):
         """Base of the flag types: each member is written as `NAME = value, "meaning"`."""

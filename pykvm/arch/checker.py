@@ -13,13 +13,12 @@ A state without problems can still crash at its first instruction; it just can b
 
 from __future__ import annotations
 
-from typing import Any
-
 from pykvm.arch import check_svm, check_vmx
 from pykvm.arch.bits import CR0, CR4, EFER
 from pykvm.arch.limits import CpuLimits
 from pykvm.arch.problem import Problem, Report
 from pykvm.arch.state import SEGMENT_FIELDS, SEGMENT_REGISTERS, CpuState, SegmentState, TableState
+from pykvm.typed import Any
 
 __all__ = ["CpuLimits", "Problem", "check", "explain_vcpu"]
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple, Protocol
 
 from pykvm.arch.cpuid_table import FEATURE_WORDS, XSAVE_COMPONENTS
 from pykvm.arch.errors import ArchError
+from pykvm.typed import NamedTuple, Protocol
 
 
 class CpuidLeaf(Protocol):

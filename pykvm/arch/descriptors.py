@@ -7,11 +7,11 @@ Sources: SDM vol. 3A 3.4.5 (segment descriptors), 3.5 (system descriptors), 5.8.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from pykvm.arch.bits import SegmentType, SystemType
 from pykvm.arch.errors import DescriptorError
 from pykvm.arch.state import SegmentState
+from pykvm.typed import NamedTuple
 
 RPL_MASK = 3
 """Requested privilege level: the two low bits of a selector."""

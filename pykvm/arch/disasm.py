@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
 
 from pykvm.arch.errors import ArchError
+from pykvm.typed import Any, NamedTuple
 
 MAX_INSTRUCTION = 15
 """The longest x86 instruction, in bytes."""

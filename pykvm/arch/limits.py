@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from pykvm.arch.bits import CR4, EFER
 from pykvm.arch.cpuid import CpuidLeaf, features, physical_bits
+from pykvm.typed import NamedTuple
 
 # Bits that KVM takes without asking CPUID, and those that it ties to a feature
 # (__cr4_reserved_bits() in arch/x86/kvm/x86.h). What is in neither, KVM always refuses.

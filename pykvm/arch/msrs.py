@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import NamedTuple
 
 from pykvm.arch.errors import UnknownRegister
+from pykvm.typed import NamedTuple
 
 PAT_RESET = 0x0007040600070406
 """IA32_PAT after reset: WB, WT, UC-, UC, twice (SDM vol. 3A 11.12.4)."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import NamedTuple
 
 from pykvm.arch.bits import CR0, CR4, EFER
+from pykvm.typed import NamedTuple
 
 KIB = 1 << 10
 MIB = 1 << 20

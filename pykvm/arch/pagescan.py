@@ -6,11 +6,11 @@ Like the walker, this works on guest memory alone and expects hostile tables.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from pykvm.arch.errors import PagingError
 from pykvm.arch.pagemodes import MAX_PHYSICAL_BITS, PagingMode, pages
 from pykvm.arch.pagewalk import EntryFormat, MemoryReader, WalkRules, read_physical, walk
+from pykvm.typed import NamedTuple
 
 
 def read_virtual(

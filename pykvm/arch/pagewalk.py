@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from enum import Enum
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
 
 from pykvm.arch.bits import CR0, CR4, EFER, PTE, PageFault, Vector
 from pykvm.arch.errors import PagingError
 from pykvm.arch.pagemodes import MAX_PHYSICAL_BITS, LevelSpec, PagingMode, paging_mode
 from pykvm.errors import PykvmError
+from pykvm.typed import Any, NamedTuple, Protocol
 
 _P, _RW, _US, _PS, _XD = (int(b) for b in (PTE.P, PTE.RW, PTE.US, PTE.PS, PTE.XD))
 _ADDRESS = (1 << MAX_PHYSICAL_BITS) - 0x1000

@@ -1,7 +1,8 @@
 """`Problem`: one reason why a state cannot be entered."""
 
 from __future__ import annotations
-from typing import NamedTuple
+
+from pykvm.typed import NamedTuple
 
 
 class Problem(NamedTuple):

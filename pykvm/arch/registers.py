@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any, NamedTuple
 
 from pykvm.arch import msrs
 from pykvm.arch.bits import RFLAGS
 from pykvm.arch.errors import ArchError, UnknownRegister
 from pykvm.arch.state import GENERAL_REGISTERS, SEGMENT_FIELDS, SEGMENT_REGISTERS
+from pykvm.typed import Any, NamedTuple
 
 
 class Register(NamedTuple):

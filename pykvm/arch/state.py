@@ -8,9 +8,9 @@ It is applied to, and captured from, any object shaped like `pykvm.kvm.Vcpu`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
 
 from pykvm.arch.bits import CR0, CR4, EFER, RFLAGS
+from pykvm.typed import Any, NamedTuple, Protocol
 
 GENERAL_REGISTERS = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),

@@ -7,10 +7,10 @@ something else, which nobody means to run as raw code, are named and refused; al
 from __future__ import annotations
 
 import struct
-from typing import Literal
 
 from pykvm.boot.errors import ImageError
 from pykvm.boot.multiboot_header import find_header, has_multiboot2_header
+from pykvm.typed import Literal
 
 Format = Literal["flat", "elf", "multiboot"]
 """What the loaders can load."""

@@ -19,7 +19,6 @@ is decoded or allocated.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
 
 from pykvm.boot.detect import ELF_MAGIC
 from pykvm.boot.elf_headers import (
@@ -38,6 +37,7 @@ from pykvm.boot.elf_headers import (
 from pykvm.boot.errors import ImageError, human_size, span
 from pykvm.boot.image import Mode, Segment
 from pykvm.boot.layout import FOUR_GIB, PAGE, Layout
+from pykvm.typed import Any, NamedTuple
 
 MAX_PROGRAM_HEADERS = 1024
 """More program headers than this are refused; linkers write about ten."""

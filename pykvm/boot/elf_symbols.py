@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any
 
 from pykvm.boot.elf import ElfImage
 from pykvm.boot.elf_headers import SHT_DYNSYM, SHT_STRTAB, SHT_SYMTAB
 from pykvm.boot.errors import ImageError, printable
 from pykvm.boot.symbols import Symbol, SymbolTable
+from pykvm.typed import Any
 
 MAX_SYMBOLS = 1 << 20
 MAX_STRINGS = 64 << 20

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
-
 from pykvm.boot.errors import ImageError, human_size, span
 from pykvm.boot.symbols import SymbolTable
+from pykvm.typed import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from pykvm.arch.state import CpuState

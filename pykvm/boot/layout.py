@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from pykvm.boot.errors import ImageError, human_size, span
+from pykvm.typed import NamedTuple
 
 PAGE = 0x1000
 LOW_START = 0x1000

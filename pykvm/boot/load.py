@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from pykvm.boot.detect import FORMATS, Format, detect
 from pykvm.boot.entrystate import entry_state
@@ -11,6 +10,7 @@ from pykvm.boot.errors import ImageError, printable
 from pykvm.boot.image import MODES, LoadedImage, Mode, Segment
 from pykvm.boot.layout import Layout
 from pykvm.boot.source import ImageInput, Source, open_source
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.boot.multiboot import Module

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 from pykvm.boot.elf import ElfImage
 from pykvm.boot.elf_headers import SHT_STRTAB, SHT_SYMTAB
@@ -29,6 +28,7 @@ from pykvm.boot.multiboot_header import (
 )
 from pykvm.boot.source import ImageInput, Source, open_source
 from pykvm.boot.symbols import SymbolTable
+from pykvm.typed import Any, NamedTuple
 
 BOOTLOADER_MAGIC = 0x2BADB002
 """In EAX at entry: the kernel was started by a multiboot boot loader."""

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+
+from pykvm.typed import NamedTuple
 
 HEADER_MAGIC = 0x1BADB002
 SEARCH = 8192

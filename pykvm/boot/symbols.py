@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+
+from pykvm.typed import NamedTuple
 
 UNSIZED_REACH = 0x10000
 """Bytes after a symbol without a size (an assembly label) that are still said to belong to it."""

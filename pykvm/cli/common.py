@@ -8,9 +8,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, NoReturn
 
 from pykvm.errors import PykvmError
+from pykvm.typed import Any, NoReturn
 
 HOST_ERROR = 125
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
 
 from pykvm.cli.common import Parser, UsageError, end_on_signals, print_json, settle
 from pykvm.cli.image_options import (
@@ -12,6 +11,7 @@ from pykvm.cli.image_options import (
     add_serial_options,
     make_machine,
 )
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TextIO
+
+from pykvm.typed import TextIO
 
 
 def use_colour(stream: TextIO) -> bool:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, TextIO
 
 from pykvm.cli.common import Parser, end_on_signals, number, settle
 from pykvm.cli.image_options import (
@@ -17,6 +16,7 @@ from pykvm.cli.image_options import (
     add_serial_options,
     make_machine,
 )
+from pykvm.typed import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from argparse import Namespace

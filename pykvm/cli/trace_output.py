@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Protocol, TextIO
 
 from pykvm.cli.style import use_colour
 from pykvm.lab.totals import duration
 from pykvm.lab.tracing import Summary, SummaryRow, TracedExit
+from pykvm.typed import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
     from pykvm.machine import Machine, RunResult

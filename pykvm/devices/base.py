@@ -15,7 +15,7 @@ from pykvm.devices.state import DeviceStateError, StateReader
 # `typing` alone takes as long to import as the whole UART; type checkers read this as true.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from pykvm.typed import Protocol
 else:
     Protocol = object
 

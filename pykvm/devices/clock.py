@@ -13,7 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
-    from typing import Protocol
+
+    from pykvm.typed import Protocol
 else:
     Protocol = object  # `typing` costs more start-up time than this module
 

@@ -18,7 +18,8 @@ from pykvm.errors import PykvmError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+
+    from pykvm.typed import Protocol
 
     class GuestRam(Protocol):
         """The part of `pykvm.memory.GuestMemory` that is used here."""

@@ -18,7 +18,7 @@ from pykvm.errors import PykvmError
 
 TYPE_CHECKING = False  # `typing` takes longer to import than everything here to run
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from pykvm.typed import Any, Protocol
 
     class GuestRam(Protocol):
         """The part of `pykvm.memory.GuestMemory` that is used here."""

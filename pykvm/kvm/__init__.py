@@ -17,7 +17,8 @@ Method names are the ioctls' in snake_case. What pykvm has no method for can be 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.kvm.cpuid import CpuidEntry

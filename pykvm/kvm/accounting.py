@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
 
 from pykvm._native import ffi, lib
+from pykvm.typed import Any, NamedTuple
 
 
 class Count(NamedTuple):

@@ -6,11 +6,10 @@ attribute defines (KVM API, KVM_SET_DEVICE_ATTR and Documentation/virt/kvm/devic
 
 from __future__ import annotations
 
-from typing import Any
-
 from pykvm._native import ffi
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.fd import FdOwner
+from pykvm.typed import Any
 
 
 class AttributeOwner(FdOwner):

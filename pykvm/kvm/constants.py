@@ -7,9 +7,9 @@ means is said in the KVM API document and where pykvm uses it.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Final
 
 from pykvm._native import ffi, lib
+from pykvm.typed import Any, Final
 
 KVM_API_VERSION: Final[int] = lib.KVM_API_VERSION
 KVM_PIO_PAGE_OFFSET: Final[int] = lib.KVM_PIO_PAGE_OFFSET

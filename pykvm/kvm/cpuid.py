@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import Any
 
 from pykvm._native import ffi
 from pykvm.kvm.errors import InvalidArgument, KvmError
 from pykvm.kvm.fd import FdOwner
 from pykvm.kvm.record import Record
+from pykvm.typed import Any
 
 MAX_ENTRIES = 256
 """What KVM_SET_CPUID2 takes at most (KVM_MAX_CPUID_ENTRIES)."""

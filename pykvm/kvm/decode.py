@@ -6,7 +6,8 @@ capstone takes about 60-90 ms to import, so it is imported when the first instru
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+
+from pykvm.typed import Any, NamedTuple
 
 
 class MemoryOperand(NamedTuple):

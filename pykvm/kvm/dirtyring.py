@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from typing import Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
 from pykvm.kvm.errors import ClosedError
+from pykvm.typed import Any
 
 ENTRY_SIZE = 16
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno as _errno
 import os
-from typing import Any
 
 from pykvm.errors import PykvmError
+from pykvm.typed import Any
 
 
 class KvmError(PykvmError, OSError):

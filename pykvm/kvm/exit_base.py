@@ -7,12 +7,11 @@ somebody still holds the exit, which then lives on its own copy, read-only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
-
 from pykvm._native import ffi
 from pykvm.errors import PykvmError
 from pykvm.kvm import exit_site
 from pykvm.kvm.constants import exit_reasons
+from pykvm.typed import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from pykvm.kvm.exit_site import Site

@@ -23,10 +23,10 @@ measured once with a tiny VM.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm.errors import PykvmError
 from pykvm.kvm.exit_base import Where
+from pykvm.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pykvm.kvm.decode import Instruction, MemoryOperand

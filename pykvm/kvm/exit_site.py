@@ -8,10 +8,10 @@ translated by KVM_TRANSLATE).
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm._native import ffi, lib
 from pykvm.kvm.ioctls import IOCTLS
+from pykvm.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pykvm.kvm.region import MemoryRegion

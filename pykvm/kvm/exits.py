@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.exit_base import Exit, ExitError, PlainExit, UnknownExit
@@ -58,6 +57,7 @@ from pykvm.kvm.exits_other import (
     S390TschExit,
     S390UcontrolExit,
 )
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.kvm.vcpu import Vcpu

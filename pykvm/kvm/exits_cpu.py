@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm._native import ffi, lib
 from pykvm.errors import explain
 from pykvm.kvm import exit_names
 from pykvm.kvm.exit_base import Exit, PlainExit, Where
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.kvm.exit_site import Site

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi, lib
 from pykvm.kvm import exit_names
 from pykvm.kvm.constants import exit_extra
 from pykvm.kvm.exit_base import Exit, ExitError, PlainExit, Where
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.kvm.exit_site import Site

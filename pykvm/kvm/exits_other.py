@@ -7,9 +7,9 @@ from the exit union at the offsets of <linux/kvm.h> (natural alignment, little e
 from __future__ import annotations
 
 import struct
-from typing import Any, Generic, TypeVar, overload
 
 from pykvm.kvm.exit_base import Exit
+from pykvm.typed import Any, Generic, TypeVar, overload
 
 _T = TypeVar("_T", int, tuple[int, ...])
 

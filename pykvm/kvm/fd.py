@@ -8,11 +8,11 @@ import os
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
 
 from pykvm._native import lib
 from pykvm.kvm.errors import ClosedError, KvmError
 from pykvm.kvm.ioctls import IOCTLS, name_of
+from pykvm.typed import Any, Protocol, Self
 
 
 class HasFileno(Protocol):

@@ -8,9 +8,9 @@ compiler gets from the kernel's headers. Source: the KVM API document; <linux/kv
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ioctl_opt import IOC, IOC_NONE, IOC_READ, IOC_WRITE
+
+from pykvm.typed import NamedTuple
 
 KVMIO = 0xAE
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 from pykvm.kvm import constants as c
 from pykvm.kvm.record import Record
+from pykvm.typed import Any, ClassVar
 
 
 class PicState(Record):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any
 
 from pykvm._native import ffi
 from pykvm.errors import explain
 from pykvm.kvm.errors import InvalidArgument, KvmError
 from pykvm.kvm.fd import FdOwner
+from pykvm.typed import Any
 
 _AT_ONCE = 255  # the kernel refuses lists of MAX_IO_MSRS (256) entries and more
 

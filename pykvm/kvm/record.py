@@ -7,9 +7,8 @@ dozens of them.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self, dataclass_transform
-
 from pykvm._native import ffi
+from pykvm.typed import Any, ClassVar, Self, dataclass_transform
 
 
 @dataclass_transform()

@@ -19,12 +19,12 @@ import sys
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pykvm._native import ffi, lib
 from pykvm.errors import PykvmError
 from pykvm.kvm.errors import ClosedError
 from pykvm.sparsefile import data_extents
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -9,7 +9,8 @@ next entry, or by `KVM_SET_*` before the next ioctl that could see it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, overload
+
+from pykvm.typed import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
     from pykvm.kvm.vcpu import Vcpu

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Any, Literal
 
 from pykvm._native import ffi, lib
 from pykvm.errors import PykvmError
+from pykvm.typed import Any, Literal
 
 
 class RuleError(PykvmError):

@@ -7,12 +7,12 @@ values. Only the values are read again each time.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from pykvm._native import ffi
 from pykvm.errors import PykvmError
 from pykvm.kvm.fd import FdOwner
 from pykvm.kvm.record import Record
+from pykvm.typed import Any
 
 _TYPES = ("cumulative", "instant", "peak", "linear histogram", "log histogram")
 _UNITS = ("", "bytes", "seconds", "cycles", "boolean")

@@ -6,7 +6,6 @@ import errno
 import os
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
@@ -14,6 +13,7 @@ from pykvm.kvm.attributes import AttributeOwner
 from pykvm.kvm.cpuid import CpuidEntry, read_cpuid
 from pykvm.kvm.errors import KvmError, KvmUnavailable, Unsupported
 from pykvm.kvm.msrs import read_msrs
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.kvm.vm import Vm

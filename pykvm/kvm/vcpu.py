@@ -12,7 +12,6 @@ import mmap
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi, lib
 from pykvm.errors import explain
@@ -21,6 +20,7 @@ from pykvm.kvm.errors import KvmError
 from pykvm.kvm.fd import FdOwner
 from pykvm.kvm.registers import SYNC_REGS, SYNC_SREGS, Regs, Sregs
 from pykvm.kvm.vcpu_state import VcpuState
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.kvm.exit_site import Site

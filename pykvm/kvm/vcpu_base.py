@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
-
 from pykvm._native import ffi
 from pykvm.kvm.attributes import AttributeOwner
 from pykvm.kvm.record import Record
 from pykvm.kvm.statsfd import StatsOwner
 from pykvm.kvm.vm_base import CapabilityOwner
+from pykvm.typed import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from pykvm.kvm.vm import Vm

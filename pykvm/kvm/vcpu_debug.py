@@ -4,7 +4,6 @@ KVM_SET_GUEST_DEBUG; SDM vol. 3, 18.2)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
@@ -12,6 +11,7 @@ from pykvm.kvm.errors import InvalidArgument, KvmError
 from pykvm.kvm.record import Record
 from pykvm.kvm.vcpu_base import VcpuBase
 from pykvm.kvm.vm_base import check_int
+from pykvm.typed import Any, NamedTuple
 
 _NAME = "KVM_SET_GUEST_DEBUG"
 _KINDS = {"execute": 0, "write": 1, "access": 3}

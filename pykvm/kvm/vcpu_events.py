@@ -4,13 +4,13 @@ KVM_INTERRUPT, 4.31 KVM_GET_VCPU_EVENTS, KVM_NMI, KVM_SMI, KVM_X86_SET_MCE)."""
 from __future__ import annotations
 
 import errno
-from typing import Any
 
 from pykvm._native import ffi
 from pykvm.kvm.errors import KvmError, Unsupported
 from pykvm.kvm.record import Record
 from pykvm.kvm.vcpu_base import VcpuBase
 from pykvm.kvm.vm_base import check_int
+from pykvm.typed import Any
 
 _GROUPS = ("exception", "interrupt", "nmi", "smi", "triple_fault")
 _ALONE = ("sipi_vector", "flags", "exception_has_payload", "exception_payload")

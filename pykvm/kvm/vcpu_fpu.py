@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import errno
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi
 from pykvm.kvm.errors import InvalidArgument, KvmError
 from pykvm.kvm.record import Record
 from pykvm.kvm.vcpu_base import VcpuBase
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import errno
 from enum import IntEnum
-from typing import Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
 from pykvm.kvm.errors import InvalidArgument, KvmError
 from pykvm.kvm.vcpu_base import VcpuBase
+from pykvm.typed import Any
 
 _SIZE = 0x400
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
@@ -15,6 +14,7 @@ from pykvm.kvm.dirtyring import DirtyRing
 from pykvm.kvm.errors import InvalidArgument, KvmError, Unsupported
 from pykvm.kvm.vcpu_base import VcpuBase
 from pykvm.kvm.vm_base import check_int
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

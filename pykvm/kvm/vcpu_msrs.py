@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
@@ -12,6 +11,7 @@ from pykvm.kvm.cpuid import CpuidEntry, pack_cpuid, read_cpuid
 from pykvm.kvm.errors import KvmError, Unsupported
 from pykvm.kvm.msrs import read_msrs, write_msrs
 from pykvm.kvm.vcpu_base import VcpuBase
+from pykvm.typed import Any
 
 _MSR_REGISTER = c.KVM_REG_X86 | c.KVM_REG_SIZE_U64 | c.KVM_X86_REG_TYPE_MSR << 32
 _KVM_REGISTER = c.KVM_REG_X86 | c.KVM_REG_SIZE_U64 | c.KVM_X86_REG_TYPE_KVM << 32

@@ -6,12 +6,11 @@ For single registers use `vcpu.regs` and `vcpu.sregs`, which go through shared m
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 from pykvm.errors import explain
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.record import Record
 from pykvm.kvm.vcpu_base import VcpuBase
+from pykvm.typed import Any, ClassVar
 
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _TABLES = ("gdt", "idt")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import threading
-from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
@@ -17,6 +16,7 @@ from pykvm.kvm.vm_events import VmEvents
 from pykvm.kvm.vm_irq import VmIrq
 from pykvm.kvm.vm_memory import VmMemory
 from pykvm.kvm.vm_policy import VmPolicy
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.kvm.system import Kvm

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
 from pykvm.kvm.errors import InvalidArgument, KvmError, Unsupported
 from pykvm.kvm.fd import FdOwner
 from pykvm.kvm.region import MemoryRegion
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.kvm.system import Kvm

@@ -7,7 +7,6 @@ KVM_CAP_DIRTY_LOG_RING.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
@@ -15,6 +14,7 @@ from pykvm.kvm.dirtyring import ENTRY_SIZE
 from pykvm.kvm.errors import InvalidArgument, KvmError, Unsupported
 from pykvm.kvm.region import MemoryRegion
 from pykvm.kvm.vm_base import VmBase
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

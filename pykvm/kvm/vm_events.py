@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import errno
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
 from pykvm.kvm.errors import InvalidArgument, KvmError
 from pykvm.kvm.fd import FileLike, fileno
 from pykvm.kvm.vm_base import VmBase, check_int
+from pykvm.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pykvm.kvm.vcpu import Vcpu

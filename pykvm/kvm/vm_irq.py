@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
 from pykvm.kvm.errors import InvalidArgument, KvmError
 from pykvm.kvm.irqchip import IoapicState, PicState, PitChannel, PitState, Route, default_routes
 from pykvm.kvm.vm_base import VmBase, check_int
+from pykvm.typed import Any
 
 _NO_CHIP = "the VM has no in-kernel interrupt controller; call create_irqchip() first"
 

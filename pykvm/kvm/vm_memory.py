@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
 from pykvm.kvm.errors import ClosedError, InvalidArgument, KvmError, Unsupported
 from pykvm.kvm.region import MemoryRegion
 from pykvm.kvm.vm_base import VmBase, check_int
+from pykvm.typed import Any
 
 _SET = "KVM_SET_USER_MEMORY_REGION"
 _MAX_SIZE = ((1 << 31) - 1) * c.PAGE_SIZE  # KVM_MEM_MAX_NR_PAGES

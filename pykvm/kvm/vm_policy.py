@@ -8,13 +8,13 @@ name in sections 7 and 8.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
 from pykvm.kvm.errors import InvalidArgument, KvmError, Unsupported
 from pykvm.kvm.record import Record
 from pykvm.kvm.vm_base import VmBase, check_int
+from pykvm.typed import Any
 
 
 class Clock(Record):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pykvm.lab.places import describe_place
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.kvm.accounting import Count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from pykvm.devices.debugcon import DebugCon
 from pykvm.devices.debugexit import DebugExit
@@ -13,6 +12,7 @@ from pykvm.kvm import Kvm, Vcpu, Vm
 from pykvm.machine.irq import GsiLine, UnconnectedLine
 from pykvm.machine.result import StopReason
 from pykvm.memory import GuestMemory
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.machine.machine import Machine

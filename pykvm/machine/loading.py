@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from pykvm import boot
 from pykvm.boot.symbols import Symbol, SymbolTable
 from pykvm.machine.result import MachineError
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.images import GuestImage

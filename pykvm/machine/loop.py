@@ -6,11 +6,10 @@ device takes whole. Everything else goes through the typed exit.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm._native import lib
 from pykvm.kvm import exits
 from pykvm.machine.result import MachineError, Outcome, Stop, StopReason
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.kvm import Vcpu

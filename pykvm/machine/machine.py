@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pykvm.bus import BusDevice, MmioBus, PioBus, Range
 from pykvm.kvm import Kvm, Vcpu
@@ -25,6 +24,7 @@ from pykvm.machine.result import (
 )
 from pykvm.machine.sizes import memory_size
 from pykvm.memory import GuestMemory
+from pykvm.typed import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from pykvm.boot import LoadedImage

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pykvm.machine.result import Outcome, StopReason
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.kvm import Vcpu

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
 
 from pykvm._native import lib
 from pykvm.kvm.errors import KvmError
 from pykvm.machine.result import MachineError, Outcome
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.kvm import Vcpu

@@ -6,11 +6,10 @@ same way, so that machines that are never reset pay nothing for it at start.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from pykvm.kvm import Vcpu, Vm
 from pykvm.kvm.msrs import MsrError
 from pykvm.machine import board
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.machine.machine import Machine

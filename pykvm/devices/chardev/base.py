@@ -10,7 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Literal, Self, TypeAlias
+
+    from pykvm.typed import Literal, Self, TypeAlias
 
     #: What a back end tells apart from characters:
     #: `break`: the user asked for a break condition; `quit`: the user asked to end the machine;

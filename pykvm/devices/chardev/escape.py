@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Literal, TypeAlias
+    from pykvm.typed import Literal, TypeAlias
 
     Command: TypeAlias = Literal["quit", "help", "break"]
 

@@ -15,7 +15,8 @@ from pykvm.devices.chardev.stream import StreamChardev
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeAlias
+
+    from pykvm.typed import TypeAlias
 
     Address: TypeAlias = str | tuple[str, int]
 

@@ -150,7 +150,7 @@ class StdioChardev(StreamChardev):
     def _show_help(self) -> None:
         from pykvm.devices.chardev.escape import HELP
 
-        text = ("\n" + HELP).replace("\n", "\r\n").encode()
+        text = ("\n" + HELP).encode()
         if self._out_fd >= 0 and os.isatty(self._out_fd):
             self._output.write(text)
             return

@@ -10,7 +10,8 @@ import termios
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any
+
+    from pykvm.typed import Any
 
 #: Signals that end the process by default, which would leave the terminal raw.
 _DEADLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

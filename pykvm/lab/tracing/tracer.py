@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
 
 from pykvm.errors import PykvmError
 from pykvm.kvm.decode import decode
@@ -21,6 +20,7 @@ from pykvm.kvm.exits import make_exit
 from pykvm.kvm.registers import SYNC_SREGS
 from pykvm.lab.places import describe_place
 from pykvm.machine.result import MachineError
+from pykvm.typed import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from pykvm.kvm.accounting import TraceRecord

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
 
 from pykvm._native import lib
 from pykvm.arch import presets
@@ -20,6 +19,7 @@ from pykvm.arch.descriptors import Gate
 from pykvm.arch.state import CpuState
 from pykvm.kvm import Kvm, Vcpu, Vm, exits
 from pykvm.kvm.errors import KvmError
+from pykvm.typed import Any, Literal, Self
 
 CODE = 0x1000  # guest-physical; everything is identity-mapped
 SCRATCH = 0x6000  # page-aligned, zeroed before each run; RDI points there
