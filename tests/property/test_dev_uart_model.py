@@ -1,4 +1,4 @@
-"""The 16550A against a second 16550A, written plainly from the data sheet, in all reachable states."""
+"""The 16550A against a second one, written plainly from the data sheet, in all reachable states."""
 
 from __future__ import annotations
 
@@ -244,9 +244,7 @@ class Model:
                 self.auto_rts()
             return self.rbr
         if offset == 1:
-            return (
-                self.want_data + 2 * self.want_empty + 4 * self.want_line + 8 * self.want_modem
-            )
+            return self.want_data + 2 * self.want_empty + 4 * self.want_line + 8 * self.want_modem
         if offset == 2:
             found = self.identity()
             if found == 2:
@@ -414,9 +412,7 @@ class UartAgainstModel(RuleBasedStateMachine):
     def agree(self) -> None:
         assert self.irq.level == self.model.line()
         assert list(self.output) == self.model.output
-        assert self.uart.rts == (
-            self.model.rts and not self.model.loop and not self.model.stopped
-        )
+        assert self.uart.rts == (self.model.rts and not self.model.loop and not self.model.stopped)
 
 
 TestUartAgainstModel = UartAgainstModel.TestCase

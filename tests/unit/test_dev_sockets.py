@@ -229,13 +229,13 @@ def test_flow_control_reaches_the_sender(tmp_path: Path) -> None:
 
 def test_client_reconnects(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
+    backend = SocketChardev(path, reconnect=0.02)
     for turn in range(3):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
             listener.listen()
             listener.settimeout(5)
             if turn == 0:
-                backend = SocketChardev(path, reconnect=0.02)
                 backend.start()
             peer, _ = listener.accept()
             with peer:
@@ -374,7 +374,9 @@ def test_pty_nobody_reads(tmp_path: Path) -> None:
 def test_pty_link_is_not_taken_from_others(tmp_path: Path) -> None:
     link = tmp_path / "l"
     link.write_text("precious")
-    with pytest.raises(ChardevError, match=r"cannot make the link .*File exists.*path that is free"):
+    with pytest.raises(
+        ChardevError, match=r"cannot make the link .*File exists.*path that is free"
+    ):
         PtyChardev(link=link, announce=quiet).start()
     assert link.read_text() == "precious"
     link.unlink()

@@ -672,9 +672,7 @@ def test_a_closed_uart_touches_nothing(rig: Rig) -> None:
         ("unheard_of", 0),
     ],
 )
-def test_a_hostile_state_is_refused_and_changes_nothing(
-    rig: Rig, name: str, value: object
-) -> None:
+def test_a_hostile_state_is_refused_and_changes_nothing(rig: Rig, name: str, value: object) -> None:
     rig.out(SCR, 0x5A)
     rig.out(FCR, 0x01)
     state = rig.uart.save()

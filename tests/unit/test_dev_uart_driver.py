@@ -1,4 +1,4 @@
-"""The 16550A as drivers use it: what they probe, interrupt by interrupt, and with several threads."""
+"""The 16550A as drivers use it: what they probe, interrupt by interrupt, with several threads."""
 
 from __future__ import annotations
 

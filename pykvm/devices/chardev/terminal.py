@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import termios
+import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class RawTerminal:
         self._cooked: list[Any] | None = None
         self._handlers: dict[int, Any] = {}
         self._entered = False
+        self._suspended = False
+        # Re-entrant, as a signal handler may interrupt its holder.
+        self._lock = threading.RLock()
 
     @property
     def foreground(self) -> bool:
@@ -72,20 +76,23 @@ class RawTerminal:
 
     def refresh(self) -> bool:
         """Go raw if that is due and possible; whether the terminal is raw."""
-        if self._entered and self._cooked is None and self.foreground:
-            try:
-                self._cooked = termios.tcgetattr(self._fd)
-            except termios.error:
-                return False  # the terminal is gone
-            self._set_raw(self._cooked)
-        return self._cooked is not None
+        with self._lock:
+            wanted = self._entered and not self._suspended
+            if wanted and self._cooked is None and self.foreground:
+                try:
+                    self._cooked = termios.tcgetattr(self._fd)
+                except termios.error:
+                    return False  # the terminal is gone
+                self._set_raw(self._cooked)
+            return self._cooked is not None
 
     def restore(self) -> None:
         """Cook the terminal and take back the signal handlers. May be called twice."""
-        if not self._entered:
-            return
-        self._entered = False
-        self._cook()
+        with self._lock:
+            if not self._entered:
+                return
+            self._entered = False
+            self._cook()
         atexit.unregister(self.restore)
         self._remove_handlers()
 
@@ -112,14 +119,15 @@ class RawTerminal:
             pass  # the terminal is gone
 
     def _cook(self) -> None:
-        if self._cooked is None:
-            return
-        cooked, self._cooked = self._cooked, None
-        try:
-            # Not TCSADRAIN, which waits for ever where the user has stopped the output.
-            termios.tcsetattr(self._fd, termios.TCSANOW, cooked)
-        except termios.error:
-            pass  # the terminal is gone
+        with self._lock:
+            if self._cooked is None:
+                return
+            cooked, self._cooked = self._cooked, None
+            try:
+                # Not TCSADRAIN, which waits for ever where the user has stopped the output.
+                termios.tcsetattr(self._fd, termios.TCSANOW, cooked)
+            except termios.error:
+                pass  # the terminal is gone
 
     # -- signals -------------------------------------------------------------------------------
 
@@ -145,22 +153,26 @@ class RawTerminal:
             pass  # closed on another thread: `_entered` makes our handlers harmless
 
     def _die(self, number: int, frame: FrameType | None) -> None:
+        self._suspended = True  # the reader thread must not take it back
         self._cook()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
+        self._suspended = True
         self._cook()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         # Here again after SIGCONT.
+        self._suspended = False
         signal.signal(signal.SIGTSTP, self._suspend)
         self.refresh()
 
     def _resume(self, number: int, frame: FrameType | None) -> None:
-        if self._cooked is not None and self._entered and self.foreground:
-            # Stopped by SIGSTOP, which nobody can catch: the shell has set its own mode since.
-            self._set_raw(self._cooked)
+        with self._lock:
+            if self._cooked is not None and self._entered and self.foreground:
+                # Stopped by SIGSTOP, which nobody can catch: the shell has set its own mode since.
+                self._set_raw(self._cooked)
         self.refresh()
         previous = self._handlers.get(signal.SIGCONT)
         if callable(previous):
