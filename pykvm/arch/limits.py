@@ -80,8 +80,10 @@ class CpuLimits(NamedTuple):
 
     @classmethod
     def from_cpuid(cls, entries: Iterable[CpuidLeaf]) -> CpuLimits:
-        """The limits that KVM derives from a vCPU's CPUID entries (none at all: a bare 386).
+        """The limits that KVM derives from a vCPU's CPUID entries.
 
+        Without any entry these are a bare CPU's: 36-bit addresses, no optional CR4 bit. (KVM then
+        takes, for CR4 alone, whatever the host has; nothing here says what that is.)
         The EFER bits that need a feature on the host rather than in CPUID are taken as allowed.
         """
         table = list(entries)

@@ -105,6 +105,10 @@ def _no_segments() -> dict[str, SegmentState]:
     return {name: SegmentState.null() for name in SEGMENT_REGISTERS}
 
 
+NO_TABLE = TableState(0, 0)
+"""A descriptor-table register that names no table."""
+
+
 class CpuState:
     """All that a vCPU needs at entry.
 
@@ -123,8 +127,8 @@ class CpuState:
         self,
         regs: dict[str, int] | None = None,
         segments: dict[str, SegmentState] | None = None,
-        gdt: TableState = TableState(0, 0),
-        idt: TableState = TableState(0, 0),
+        gdt: TableState = NO_TABLE,
+        idt: TableState = NO_TABLE,
         cr0: int = 0,
         cr2: int = 0,
         cr3: int = 0,

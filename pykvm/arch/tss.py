@@ -21,9 +21,10 @@ _TSS32 = struct.Struct("<25IHH")
 # The bitmap directly follows the structure. Without one its offset lies beyond the segment's
 # limit, which is how a TSS says that ring 3 has no ports.
 
-TSS32_FIELDS = tuple(
-    "link esp0 ss0 esp1 ss1 esp2 ss2 cr3 eip eflags eax ecx edx ebx esp ebp esi edi es cs ss ds fs "
-    "gs ldt trap".split()
+TSS32_FIELDS = (
+    *("link", "esp0", "ss0", "esp1", "ss1", "esp2", "ss2", "cr3", "eip"),
+    *("eflags", "eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "es"),
+    *("cs", "ss", "ds", "fs", "gs", "ldt", "trap"),
 )
 
 
@@ -134,4 +135,3 @@ class Tss32:
         *values, base = _TSS32.unpack_from(raw)
         bitmap = bytes(raw[base:]) if base >= TSS32_SIZE else b""
         return cls(**dict(zip(TSS32_FIELDS, values, strict=True)), bitmap=bitmap)
-
