@@ -7,12 +7,11 @@ device takes whole. Everything else goes through the typed exit.
 from __future__ import annotations
 
 from pykvm._native import lib
-from pykvm.kvm import exits
 from pykvm.machine.result import MachineError, Outcome, Stop, StopReason
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pykvm.kvm import Vcpu
+    from pykvm.kvm import Vcpu, exits
     from pykvm.machine.machine import Machine
 
 _KICKED = lib.PYKVM_KICKED
@@ -42,6 +41,8 @@ def drive(machine: Machine, vcpu: Vcpu) -> Outcome:
 def _attach_exit(vcpu: Vcpu, error: Exception) -> exits.Exit | None:
     """The exit that was being handled stays with the exception, as `error.exit`."""
     try:
+        from pykvm.kvm import exits
+
         exit_ = exits.make_exit(vcpu, 0)
         exit_._detach()
         error.exit = exit_  # type: ignore[attr-defined]
@@ -143,6 +144,8 @@ def _event(machine: Machine, vcpu: Vcpu, kind: int, high: int) -> Outcome | None
 
 def _typed(machine: Machine, vcpu: Vcpu, error: int) -> Outcome | None:
     """An exit that is more than one element moved: decide by its class."""
+    from pykvm.kvm import exits  # not at the top: the guest's first output need not wait for it
+
     exit_ = exits.make_exit(vcpu, error)
     handler = machine.exit_handlers.get(exit_.reason)
     if handler is not None and handler(exit_):
