@@ -50,13 +50,13 @@ def set(vcpu: Any, name: str, value: int) -> None:
 
 
 def get_many(vcpu: Any, names: Iterable[str]) -> dict[str, int]:
-    """Several registers at once; the MSRs among them travel in one call."""
-    wanted = [lookup(name) for name in names]
-    numbers = [msrs.number(r.name) for r in wanted if r.group == "msr"]
-    values = vcpu.get_msrs(numbers) if numbers else {}
+    """Several registers at once, by the names asked for; the MSRs travel in one call."""
+    wanted = {name: lookup(name) for name in names}
+    numbers = {name: msrs.number(r.name) for name, r in wanted.items() if r.group == "msr"}
+    values = vcpu.get_msrs(list(numbers.values())) if numbers else {}
     return {
-        r.name: int(values[msrs.number(r.name)]) if r.group == "msr" else r.read(vcpu)
-        for r in wanted
+        name: int(values[numbers[name]]) if name in numbers else register.read(vcpu)
+        for name, register in wanted.items()
     }
 
 
@@ -97,7 +97,6 @@ def _msr(key: str, asked: str) -> Register:
 _ALIASES = {
     "pc": "rip",
     "ip": "rip",
-    "sp": "rsp",
     "flags": "rflags",
     "eflags": "rflags",
     "gdtr": "gdtr.base",
