@@ -65,22 +65,21 @@ class OutputQueue:
     def write(self, data: bytes) -> None:
         """Output from the guest."""
         with self.lock:
-            if self._gone:
-                return
             buffer = self._buffer
             buffer += data
+            if self.gathering and len(buffer) < self._gather and b"\n" not in data:
+                return
+            if self._gone:
+                buffer.clear()
+                return
             failure = None
             wake = False
             if not self.gathering:
                 self.gathering = wake = True
                 failure = self._push()
-            elif self.blocked:
-                pass  # the reader thread waits for room
-            elif b"\n" in data or len(buffer) >= self._gather:
+            elif not self.blocked:  # else the reader thread waits for room
                 failure = self._push()
                 wake = self.blocked
-            else:
-                return
             too_much = len(buffer) > self._limit
         if wake:
             self._wake()
@@ -99,9 +98,7 @@ class OutputQueue:
                 self.blocked = True
                 return None
             except OSError as error:
-                self._gone = True
-                self.blocked = False
-                buffer.clear()
+                self._swallow()
                 return error
             del buffer[:sent]
         self.blocked = False
@@ -158,6 +155,9 @@ class OutputQueue:
     def end(self) -> None:
         """Swallow all output from now on."""
         with self.lock:
-            self._gone = True
-            self.blocked = False
-            self._buffer.clear()
+            self._swallow()
+
+    def _swallow(self) -> None:
+        self._gone = True
+        self.gathering = self.blocked = False
+        self._buffer.clear()
