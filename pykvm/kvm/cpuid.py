@@ -33,7 +33,16 @@ class CpuidEntry(Record):
 
 
 def read_cpuid(owner: FdOwner, ioctl: str, size: int = 64) -> list[CpuidEntry]:
-    """Issues one of the KVM_GET_*CPUID* ioctls, with a buffer as large as it needs."""
+    """The entries that one of the KVM_GET_*CPUID* ioctls gives."""
+    table = read_cpuid_table(owner, ioctl, size)
+    return [CpuidEntry.from_c(table.entries[i]) for i in range(table.nent)]
+
+
+def read_cpuid_table(owner: FdOwner, ioctl: str, size: int = 64) -> Any:
+    """Issues one of the KVM_GET_*CPUID* ioctls, with a `struct kvm_cpuid2` as large as it needs.
+
+    `Vcpu.set_cpuid` takes the structure as it is: the way for who only changes an entry or two.
+    """
     while True:
         table: Any = ffi.new("struct kvm_cpuid2 *", {"nent": size, "entries": size})
         try:
@@ -44,11 +53,13 @@ def read_cpuid(owner: FdOwner, ioctl: str, size: int = 64) -> list[CpuidEntry]:
                 raise
             size = max(size * 2, table.nent)
             continue
-        return [CpuidEntry.from_c(table.entries[i]) for i in range(table.nent)]
+        return table
 
 
-def pack_cpuid(entries: Iterable[CpuidEntry], ioctl: str) -> Any:
-    """The entries as a `struct kvm_cpuid2 *`. Raises `InvalidArgument`."""
+def pack_cpuid(entries: Iterable[CpuidEntry] | Any, ioctl: str) -> Any:
+    """The entries as a `struct kvm_cpuid2 *`; such a structure as it is. Raises `InvalidArgument`."""
+    if isinstance(entries, ffi.CData):
+        return entries
     wanted = list(entries)
     if len(wanted) > MAX_ENTRIES:
         raise InvalidArgument(

@@ -62,8 +62,10 @@ class VcpuMsrs(VcpuBase):
         """What the guest's CPUID instruction answers; empty until set."""
         return read_cpuid(self, "KVM_GET_CPUID2")
 
-    def set_cpuid(self, entries: Iterable[CpuidEntry]) -> None:
+    def set_cpuid(self, entries: Iterable[CpuidEntry] | Any) -> None:
         """Sets what the guest's CPUID instruction answers; start from `Kvm.supported_cpuid()`.
+
+        Also takes a `struct kvm_cpuid2 *` (`pykvm.kvm.cpuid.read_cpuid_table`).
 
         Once the vCPU has run, KVM takes no other table than the one it has.
         """

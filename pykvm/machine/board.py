@@ -9,6 +9,7 @@ from pykvm.devices.debugexit import DebugExit
 from pykvm.devices.postcode import PostCode
 from pykvm.devices.uart16550 import Uart16550
 from pykvm.kvm import Kvm, Vcpu, Vm
+from pykvm.kvm.cpuid import read_cpuid_table
 from pykvm.machine.irq import GsiLine, UnconnectedLine
 from pykvm.machine.result import StopReason
 from pykvm.memory import GuestMemory
@@ -47,11 +48,11 @@ def add_ram(vm: Vm, size: int, huge_pages: str | None) -> GuestMemory:
 
 def make_vcpus(vm: Vm, count: int, kvm: Kvm) -> list[Vcpu]:
     """vCPUs with the CPUID that the host supports; the APIC ID is the index."""
-    table = kvm.supported_cpuid()
+    table = read_cpuid_table(kvm, "KVM_GET_SUPPORTED_CPUID")
     vcpus = []
     for index in range(count):
         vcpu = vm.create_vcpu(index)
-        for entry in table:
+        for entry in table.entries[0 : table.nent]:
             if entry.function == 1:
                 entry.ebx = entry.ebx & 0x00FF_FFFF | index << 24
                 entry.ecx |= 1 << 31  # a hypervisor is present
