@@ -32,6 +32,8 @@ def crash_report(machine: Machine, outcome: Outcome, records: Sequence[TraceReco
     parts = [registers, code]
     if outcome.reason is StopReason.SHUTDOWN and vcpu.regs.rip == RESET_RIP:
         parts = [last_entry]
+    if outcome.reason in (StopReason.FAIL_ENTRY, StopReason.INTERNAL_ERROR):
+        parts.append(refusals)
     for part in parts:
         try:
             lines += part(machine, vcpu)
@@ -79,6 +81,16 @@ def registers(machine: Machine, vcpu: Vcpu) -> list[str]:
         f"  cr0={s.cr0:08x} cr2={s.cr2:016x} cr3={s.cr3:016x} cr4={s.cr4:08x} efer={s.efer:08x}"
     )
     return lines
+
+
+def refusals(machine: Machine, vcpu: Vcpu) -> list[str]:
+    """Fields that the CPU's own entry checks refuse (SDM vol. 3, 27.3.1; APM vol. 2, 15.5.1)."""
+    from pykvm.arch.checker import check
+
+    problems = check(vcpu)
+    if not problems:
+        return []
+    return ["fields that an entry would refuse:", *(f"  {p}" for p in problems[:8])]
 
 
 def _flags(rflags: int) -> str:
