@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from types import FrameType
+from types import FrameType, TracebackType
 
 from pykvm.errors import PykvmError
-from pykvm.typed import Any, NoReturn
+from pykvm.typed import Any, NoReturn, Self
 
 HOST_ERROR = 125
 
@@ -183,6 +183,36 @@ def settle() -> None:
 
     gc.freeze()
     gc.enable()
+
+
+class Interrupt:
+    """While entered, the first Ctrl-C calls `stop` (so that a report can still be made).
+
+    The second one raises `KeyboardInterrupt` as usual. `came` says whether there was one.
+    """
+
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self._stop = stop
+        self._before: Any = None
+        self.came = False
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
+        self._stop()
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGINT, self._before)
 
 
 def end_on_signals() -> None:

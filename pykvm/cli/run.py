@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from contextlib import ExitStack
 
-from pykvm.cli.common import Parser, UsageError, end_on_signals, print_json, settle
+from pykvm.cli.common import Interrupt, Parser, UsageError, end_on_signals, print_json, settle
 from pykvm.cli.image_options import (
     add_image_options,
     add_machine_options,
@@ -16,6 +18,7 @@ from pykvm.typed import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from pykvm.cli.console import Console
     from pykvm.machine import Machine, RunResult
 
 EXAMPLES = """examples:
@@ -58,22 +61,29 @@ def run(options: Namespace) -> int:
     end_on_signals()
     console = Console.for_run(options)
     with make_machine(options, serial=console.serial, debugcon=console.debugcon) as machine:
-        with console.attached(machine):
+        interrupt = Interrupt(machine.stop)
+        with ExitStack() as stack:
+            if options.json or options.exits:
+                stack.enter_context(interrupt)  # their report is wanted after Ctrl-C, too
+            stack.enter_context(console.attached(machine))
             settle()
             result = machine.run(timeout=options.timeout)
-        return _report(options, machine, result, console)
+        if options.json:
+            print_json(as_dict(options, machine, result))
+        if options.exits:
+            from pykvm.lab.totals import exit_totals, totals_text
+
+            print(totals_text(exit_totals(machine), result), file=sys.stderr)
+        explain(result)
+        return ending(result, console, interrupt)
 
 
-def _report(options: Namespace, machine: Machine, result: RunResult, console: Any) -> int:
-    if options.json:
-        print_json(as_dict(options, machine, result))
-    if options.exits:
-        from pykvm.lab.totals import exit_totals, totals_text
-
-        print(totals_text(exit_totals(machine), result), file=sys.stderr)
-    explain(result)
+def ending(result: RunResult, console: Console, interrupt: Interrupt) -> int:
+    """The exit status: the guest's, unless the user or the reader of the output ended it."""
+    if interrupt.came:
+        return 128 + signal.SIGINT
     if console.hangup:
-        return 128 + 13
+        return 128 + signal.SIGPIPE
     return result.exit_code
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from pykvm.cli.common import Parser, end_on_signals, number, settle
+from pykvm.cli.common import Interrupt, Parser, end_on_signals, number, settle
 from pykvm.cli.image_options import (
     IMAGE_FORMATS,
     add_image_options,
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 def trace(options: Namespace) -> int:
     """Boots the image and writes the trace; returns the exit status."""
     from pykvm.cli.console import Console
-    from pykvm.cli.run import explain
+    from pykvm.cli.run import ending, explain
     from pykvm.cli.trace_output import make_writer
     from pykvm.lab.tracing import Tracer
 
@@ -96,17 +96,16 @@ def trace(options: Namespace) -> int:
         writer = make_writer(options.style, stream, machine, inline)
         writer.begin(options.image)
         tracer = Tracer(machine, _limited(writer, machine, options.limit))
+        interrupt = Interrupt(machine.stop)
         try:
-            with console.attached(machine), tracer:
+            with interrupt, console.attached(machine), tracer:
                 settle()
                 result = machine.run(timeout=options.timeout)
             writer.end(result)
         finally:
             writer.flush()
         explain(result)
-        if console.hangup:
-            return 128 + 13
-        return result.exit_code
+        return ending(result, console, interrupt)
 
 
 def _limited(writer: Writer, machine: Machine, limit: int | None) -> Any:

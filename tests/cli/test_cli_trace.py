@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import signal
 import subprocess
+import time
 
 import pexpect
 import pytest
@@ -140,6 +142,33 @@ def test_limit_stops_the_guest(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 0
     assert len(exits_of(done.stdout)) == 7
     assert json.loads(done.stdout.splitlines()[-1])["reason"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "where"),
+    [("trace", "--format=summary", "stdout"), ("trace", "--json", "stdout"),
+     ("run", "--exits", "stderr"), ("run", "--json", "stdout")],
+)  # fmt: skip
+def test_ctrl_c_still_gives_the_report(
+    tmp_path: pathlib.Path, verb: str, option: str, where: str
+) -> None:
+    path = image(tmp_path, say("x") + b"\xe6\x10" + SPIN)
+    with subprocess.Popen(
+        [*COMMAND, verb, path, option, "--serial", f"file:{tmp_path}/serial"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT,
+    ) as process:  # fmt: skip
+        for _ in range(200):
+            if (tmp_path / "serial").exists() and (tmp_path / "serial").read_text() == "x":
+                break
+            time.sleep(0.05)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    shown = out if where == "stdout" else err
+    assert "0x10" in shown or '"KVM_EXIT_IO": 2' in shown
+    assert "Traceback" not in err
 
 
 def test_output_to_a_file(tmp_path: pathlib.Path) -> None:
