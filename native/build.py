@@ -33,8 +33,14 @@ def make_builder() -> FFI:
         sources=[os.path.relpath(p, ROOT.parent) for p in sorted((ROOT / "src").glob("*.c"))],
         include_dirs=[str(ROOT / "include"), str(generated)],
         depends=[str(p) for p in sorted((ROOT / "include").glob("*.h"))],
-        extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter",
-                            "-Wno-missing-field-initializers", "-fvisibility=hidden"],
+        extra_compile_args=[
+            "-std=gnu11",
+            "-Wall",
+            "-Wextra",
+            "-Wno-unused-parameter",
+            "-Wno-missing-field-initializers",
+            "-fvisibility=hidden",
+        ],
         libraries=["pthread"],
     )
     return builder

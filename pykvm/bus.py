@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import pairwise
 
 from pykvm.errors import PykvmError
 from pykvm.typed import Any, NamedTuple, Protocol
@@ -252,7 +253,7 @@ class MmioBus(Bus):
         edges = sorted({r.start for r in self.ranges} | {r.end for r in self.ranges})
         starts: list[int] = []
         spans: list[tuple[int, Range]] = []
-        for at, upto in zip(edges, edges[1:], strict=False):
+        for at, upto in pairwise(edges):
             found = self.find(at)
             if found is None:
                 continue

@@ -16,20 +16,21 @@ PT_LOAD, PT_INTERP = 1, 3
 SHT_SYMTAB, SHT_STRTAB, SHT_DYNSYM = 2, 3, 11
 
 _EHDR = (
-    "e_type e_machine e_version e_entry e_phoff e_shoff e_flags e_ehsize e_phentsize e_phnum "
-    "e_shentsize e_shnum e_shstrndx"
-).split()
-_PHDR32 = "p_type p_offset p_vaddr p_paddr p_filesz p_memsz p_flags p_align".split()
-_PHDR64 = "p_type p_flags p_offset p_vaddr p_paddr p_filesz p_memsz p_align".split()
+    "e_type", "e_machine", "e_version", "e_entry", "e_phoff", "e_shoff", "e_flags", "e_ehsize",
+    "e_phentsize", "e_phnum", "e_shentsize", "e_shnum", "e_shstrndx",
+)  # fmt: skip
+_PHDR32 = ("p_type", "p_offset", "p_vaddr", "p_paddr", "p_filesz", "p_memsz", "p_flags", "p_align")
+_PHDR64 = ("p_type", "p_flags", "p_offset", "p_vaddr", "p_paddr", "p_filesz", "p_memsz", "p_align")
 _SHDR = (
-    "sh_name sh_type sh_flags sh_addr sh_offset sh_size sh_link sh_info sh_addralign sh_entsize"
-).split()
+    "sh_name", "sh_type", "sh_flags", "sh_addr", "sh_offset", "sh_size", "sh_link", "sh_info",
+    "sh_addralign", "sh_entsize",
+)  # fmt: skip
 
 
 class Decoder:
     """One kind of header: its size in bytes, and `parse`."""
 
-    def __init__(self, layout: str, names: list[str]) -> None:
+    def __init__(self, layout: str, names: tuple[str, ...]) -> None:
         self._struct = struct.Struct("<" + layout)
         self._names = names
         self.size = self._struct.size
@@ -40,7 +41,7 @@ class Decoder:
 
 
 class Headers:
-    """The decoders of one ELF class: `ehdr` (behind the 16 identification bytes), `phdr`, `shdr`."""
+    """The decoders of one ELF class: `ehdr` (with its 16 identification bytes), `phdr`, `shdr`."""
 
     def __init__(self, bits: int) -> None:
         wide = bits == 64

@@ -57,7 +57,7 @@ class LoadedImage:
     - `segments`: all that goes into memory besides the tables of `state`; disjoint pieces of RAM.
     - `entry`: first instruction: guest-physical (linear), or guest-virtual for an ELF entered by
       virtual address; `mode`: the mode the guest starts in.
-    - `state`: everything the first vCPU needs, with the descriptor and page tables to be put in memory.
+    - `state`: everything the first vCPU needs, with the tables to be put in memory.
     - `notes`: remarks a user may want to see: choices the loader made, things it left out.
     - `symbol_table`: the image's symbols, read on first use.
     - `sources`: where `segments` take their bytes from.

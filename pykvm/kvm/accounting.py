@@ -11,7 +11,7 @@ from pykvm.typed import Any, NamedTuple
 
 
 class Count(NamedTuple):
-    """Exits of one kind. `run_ns`: time in KVM_RUN before them; `handle_ns`: time until re-entry."""
+    """Exits of one kind. `run_ns`: time in KVM_RUN before, `handle_ns`: time until re-entry."""
 
     count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody wants here
     run_ns: int
@@ -128,7 +128,12 @@ def read_stats(native: Any) -> ExitStats:
         if slot.page:
             pages[(slot.page - 1) << 12] = _count(slot.c, scale)
     return ExitStats(
-        s.entries, s.native, reasons, ports, dict(sorted(pages.items())), _count(s.mmio_other, scale)
+        s.entries,
+        s.native,
+        reasons,
+        ports,
+        dict(sorted(pages.items())),
+        _count(s.mmio_other, scale),
     )
 
 

@@ -57,7 +57,7 @@ def read_cpuid_table(owner: FdOwner, ioctl: str, size: int = 64) -> Any:
 
 
 def pack_cpuid(entries: Iterable[CpuidEntry] | Any, ioctl: str) -> Any:
-    """The entries as a `struct kvm_cpuid2 *`; such a structure as it is. Raises `InvalidArgument`."""
+    """The entries as a `struct kvm_cpuid2 *`, if they are not one. Raises `InvalidArgument`."""
     if isinstance(entries, ffi.CData):
         return entries
     wanted = list(entries)

@@ -7,6 +7,7 @@ rule's range, and a write into a full ring come to Python as ordinary exits.
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 
@@ -133,8 +134,11 @@ class Rules:
 
 
 def _why(result: int) -> str:
-    reasons = {"EEXIST": "another rule is there; remove it first", "EINVAL": "the range is empty or too long",
-               "ENOSPC": "there are 64 MMIO rules already"}  # fmt: skip
-    import errno
+    return _REASONS.get(-result) or os.strerror(-result)
 
-    return reasons.get(errno.errorcode.get(-result, ""), os.strerror(-result))
+
+_REASONS = {
+    errno.EEXIST: "another rule is there; remove it first",
+    errno.EINVAL: "the range is empty or too long",
+    errno.ENOSPC: "there are 64 MMIO rules already",
+}

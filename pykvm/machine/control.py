@@ -31,7 +31,7 @@ class Control:
         self.threads: set[int] = set()
 
     def begin(self) -> None:
-        """A new run: nothing decided yet."""
+        """Ready for the next run: nothing decided yet."""
         with self.changed:
             self.outcome = None
             self.idle.clear()

@@ -76,13 +76,17 @@ class Machine:
         if not 1 <= cpus <= MAX_CPUS:
             raise MachineError(f"{cpus} vCPUs are not possible; choose 1 to {MAX_CPUS}")
         if irqchip not in ("kernel", "split", "none"):
-            raise MachineError(f'irqchip {irqchip!r} does not exist; use "kernel", "split" or "none"')
+            raise MachineError(
+                f'irqchip {irqchip!r} does not exist; use "kernel", "split" or "none"'
+            )
         if cpus > 1 and irqchip == "none":
             raise MachineError(
                 f'{cpus} vCPUs need an interrupt controller to start; use irqchip="kernel"'
             )
         if unclaimed not in ("ones", "ignore", "log", "stop"):
-            raise MachineError(f"unclaimed={unclaimed!r} is not a policy; use ones, ignore, log or stop")
+            raise MachineError(
+                f"unclaimed={unclaimed!r} is not a policy; use ones, ignore, log or stop"
+            )
         self.irqchip: Irqchip = irqchip
         self.unclaimed: Unclaimed = unclaimed
         self.unclaimed_counts: dict[tuple[str, int], int] = {}
@@ -197,7 +201,7 @@ class Machine:
             if not (gpa < overlap.end and overlap.gpa < gpa + length):
                 continue
             raise MachineError(
-                f"{gpa:#x} + {length:#x} is guest RAM ({overlap.gpa:#x}..{overlap.gpa + overlap.size - 1:#x}), "
+                f"{gpa:#x} + {length:#x} is guest RAM ({overlap.gpa:#x}..{overlap.end - 1:#x}), "
                 "which never exits; choose an address above it"
             )
 
@@ -263,8 +267,6 @@ class Machine:
         try:
             self._status = Status.RUNNING
             self.has_run = True
-            if threading.current_thread() is not self._thread:
-                self.control.begin()  # start() has done it: a stop() since then counts
             started = time.monotonic()
             marks = self._output_marks()
             try:
@@ -275,6 +277,7 @@ class Machine:
             elapsed = time.monotonic() - started
             return self._finish(outcome, elapsed, marks)
         finally:
+            self.control.begin()
             self._running.release()
 
     def _run_vcpus(self, timeout: float | None) -> Outcome:
@@ -330,7 +333,6 @@ class Machine:
                 self._failure = error
 
         self._status = Status.RUNNING
-        self.control.begin()
         self._thread = threading.Thread(target=body, name="pykvm-run", daemon=True)
         self._thread.start()
 
@@ -352,7 +354,10 @@ class Machine:
         return self._result
 
     def stop(self) -> None:
-        """Ends a run from any thread or handler; it returns with reason "stopped"."""
+        """Ends the run, from any thread or handler; it returns with reason "stopped".
+
+        Between runs it is remembered: the next run returns at once, so that no stop is lost.
+        """
         self.control.post(Outcome(StopReason.STOPPED, 0))
 
     def pause(self) -> None:
@@ -374,7 +379,7 @@ class Machine:
         self.control.post(Outcome(reason, 0, value, detail))
 
     def reset(self) -> None:
-        """Back to how the machine was after `load()`: RAM, vCPUs, interrupt controllers, devices."""
+        """Back to how it was after `load()`: RAM, vCPUs, interrupt controllers, devices."""
         from pykvm.machine.vcpu_reset import reset_machine
 
         self._check_open()
@@ -397,7 +402,9 @@ class Machine:
         if policy == "ignore":
             return 0
         if policy != "ones":
-            what = f"read of {size} bytes" if value is None else f"write of {value:#x} ({size} bytes)"
+            what = (
+                f"read of {size} bytes" if value is None else f"write of {value:#x} ({size} bytes)"
+            )
             text = f"unclaimed {kind} {what} at {address:#x}"
             if policy == "stop":
                 raise Stop(StopReason.UNCLAIMED, detail=text)
@@ -452,7 +459,7 @@ class Machine:
             )
 
     def close(self) -> None:
-        """Stops the guest and gives back every fd, thread and mapping. Closing twice is harmless."""
+        """Stops the guest, gives back every fd, thread and mapping. Twice is harmless."""
         if self._status is Status.CLOSED:
             return
         thread = self._thread

@@ -62,7 +62,17 @@ def last_entry(machine: Machine, vcpu: Vcpu) -> list[str]:
 def registers(machine: Machine, vcpu: Vcpu) -> list[str]:
     """General, segment and control registers, as QEMU's `info registers` groups them."""
     r, s = vcpu.regs, vcpu.sregs
-    names = ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16))]
+    names = [
+        "rax",
+        "rbx",
+        "rcx",
+        "rdx",
+        "rsi",
+        "rdi",
+        "rbp",
+        "rsp",
+        *(f"r{n}" for n in range(8, 16)),
+    ]
     lines = ["registers:"]
     for at in range(0, 16, 4):
         lines.append("  " + "  ".join(f"{n:>3}={getattr(r, n):016x}" for n in names[at : at + 4]))

@@ -88,7 +88,7 @@ class RunResult:
     - `exit_code`: the shell exit status of the command line: 0, `(v << 1) | 1`, 124 or 126.
     - `value`: what the guest wrote to the debug-exit port; `vcpu`: whose exit ended the run;
       `exit`: that exit, if it was a typed one.
-    - `serial`, `debugcon`: what the guest wrote to COM1 and port 0xe9 during this run (the last MiB).
+    - `serial`, `debugcon`: what the guest wrote to COM1 and port 0xe9 during this run (last MiB).
     - `exits`: exits by name over all vCPUs since the machine was made or reset.
     - `elapsed`: seconds. `last_exits`, `report`: for crashes, else empty.
     """

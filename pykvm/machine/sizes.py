@@ -25,6 +25,6 @@ def memory_size(text: str | int) -> int:
     size = parse_size(text)
     if size < 4096 or size > MAX_MEMORY or size % 4096:
         raise MachineError(
-            f"memory {text!r} is not possible; choose whole pages between 4K and {MAX_MEMORY >> 40}T"
+            f"memory {text!r} is not possible; choose whole pages, 4K to {MAX_MEMORY >> 40}T"
         )
     return size

@@ -28,9 +28,7 @@ def out(port: int, size: int, value: int) -> bytes:
 
 def in_(port: int, size: int, result: int) -> bytes:
     """Reads a port and stores RAX (upper bits clear) at linear address `result`."""
-    return (
-        mov_imm("rdx", port) + CLEAR_RAX + IN[size] + mov_imm("rdi", result) + STORE_RAX_AT_RDI
-    )
+    return mov_imm("rdx", port) + CLEAR_RAX + IN[size] + mov_imm("rdi", result) + STORE_RAX_AT_RDI
 
 
 def rep_outs(port: int, size: int, count: int, source: int) -> bytes:

@@ -203,8 +203,8 @@ def test_hooks_cover_devices_and_come_off(machine: Machine) -> None:
     hook.remove()
     machine.reset()
     assert machine.run(timeout=5).value == 0
+    machine.on_pio(0x90, size=2)(lambda a: None)
     with pytest.raises(PykvmError, match="overlaps"):
-        machine.on_pio(0x90, size=2)(lambda a: None)
         machine.on_pio(0x91)(lambda a: None)
 
 
@@ -299,3 +299,10 @@ def test_dropped_machines_are_finalized() -> None:
         m.run(timeout=5)
         del m
     assert resources() == before
+
+
+def test_a_stop_before_the_run_is_not_lost(machine: Machine) -> None:
+    machine.load(SPIN)
+    machine.stop()
+    assert machine.run(timeout=10).reason is StopReason.STOPPED
+    assert machine.run(timeout=0.05).reason is StopReason.TIMEOUT

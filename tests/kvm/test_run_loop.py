@@ -1,4 +1,4 @@
-"""The C loop as `Vcpu` offers it: exits, answers, kicks, native rules, statistics, the trace ring."""
+"""The C loop as `Vcpu` offers it: exits, answers, kicks, native rules, statistics, traces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import asm64
 import pytest
 
-from pykvm._native import lib
 from pykvm.arch.presets import long64, real_mode
 from pykvm.kvm import ClosedError, Kvm, KvmError, Vcpu
 from pykvm.kvm.exits import HltExit, IntrExit, IoExit, MmioExit
@@ -314,5 +313,3 @@ def test_stats_can_be_cleared(vcpu: Vcpu) -> None:
     vcpu.reset_stats()
     assert vcpu.exit_counts() == {}
     assert vcpu.stats().entries == 0
-
-
