@@ -266,6 +266,11 @@ def build(output: pathlib.Path, work: pathlib.Path, *, force: bool, verbose: boo
         manifest_file = output / "manifest.json"
         if not manifest_file.exists() or manifest_file.read_bytes() != text:
             replace(manifest_file, text)
+        # The same as a module: its byte code loads ten times as fast as JSON is parsed.
+        module = f'"""Made by guests/build.py."""\n\nGUESTS = {manifest!r}\n'.encode()
+        module_file = output / "manifest.py"
+        if not module_file.exists() or module_file.read_bytes() != module:
+            replace(module_file, module)
         wanted = {entry["file"] for entry in manifest.values()}
         for path in output.iterdir():  # images of guests that are gone
             if path.suffix in (".elf", ".bin") and path.name not in wanted:

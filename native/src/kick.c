@@ -37,12 +37,18 @@ static void on_signal(int signum, siginfo_t *info, void *context)
     v->run->immediate_exit = 1;
 }
 
-/* Installs the empty-handed handler; refuses to take a signal that somebody else uses. */
+/* Takes `signum` unless somebody handles it; 0: the first free one from SIGRTMIN + 4. */
 long pykvm_signals_init(int signum)
 {
     struct sigaction old, new = {0};
-    if (kick_signal == signum)
+    if (kick_signal && (signum == 0 || signum == kick_signal))
         return 0;
+    if (signum == 0) {
+        for (signum = SIGRTMIN + 4; signum < SIGRTMAX; signum++)
+            if (pykvm_signals_init(signum) == 0)
+                return 0;
+        return -EBUSY;
+    }
     if (sigaction(signum, NULL, &old) < 0)
         return -errno;
     if (old.sa_handler != SIG_DFL)

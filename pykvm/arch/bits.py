@@ -31,65 +31,26 @@ if TYPE_CHECKING:
             """The set bits as `A|B|bit7`, or `0`."""
 
 else:
-    # `enum` makes these hundred members in 5 ms, a tenth of a guest's whole start; they need
-    # little of what it can do.
+    from pykvm.enums import IntEnum, Member, Members
 
-    class _Members(type):
-        """Makes members of `NAME = value` or `NAME = value, "meaning"` in the class body."""
+    class Bits(Member, int, metaclass=Members):
+        """A set of bits, named or not: what is needed of `IntFlag`, without `enum`."""
 
-        def __init__(cls, name, bases, body):
-            super().__init__(name, bases, body)
-            cls._members = {}
-            for key, value in body.items():
-                if key.startswith("_") or not isinstance(value, int | tuple):
-                    continue
-                number, meaning = value if isinstance(value, tuple) else (value, "")
-                member = int.__new__(cls, number)
-                member.name, member.meaning = key, meaning
-                cls._members[number] = member
-                setattr(cls, key, member)
-
-        def __iter__(cls):
-            return iter(cls._members.values())
-
-        def __len__(cls):
-            return len(cls._members)
-
-        def __getitem__(cls, name):
-            for member in cls._members.values():
-                if member.name == name:
-                    return member
-            raise KeyError(name)
-
-    class _Named(int, metaclass=_Members):
-        name = None
         meaning = ""
 
-        @property
-        def value(self):
-            return int(self)
-
-        def __reduce__(self):
-            return type(self), (int(self),)
-
-    class IntEnum(_Named):
-        """A number that is one of the class's members."""
-
-        def __new__(cls, value):
-            member = cls._members.get(value)
-            if member is None:
-                raise ValueError(f"{value!r} is not a valid {cls.__name__}")
+        @classmethod
+        def _make(cls, value, meaning=""):
+            member = int.__new__(cls, value)
+            member.meaning = meaning
             return member
-
-        def __repr__(self):
-            return f"<{type(self).__name__}.{self.name}: {int(self)}>"
-
-    class Bits(_Named):
-        """A set of bits, named or not."""
 
         def __new__(cls, value=0):
             member = cls._members.get(value)
             return int.__new__(cls, value) if member is None else member
+
+        @property
+        def value(self):
+            return int(self)
 
         def names(self):
             members = type(self)._members

@@ -1,22 +1,42 @@
-"""What every verb shares: the argument parser, numbers, and errors in one line."""
+"""What every verb shares: numbers, signals, and errors in one line."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import signal
 import sys
+
+# What `signal` wraps in enums: those take 2 ms to import.
+from _signal import SIG_DFL, SIGHUP, SIGINT, SIGPIPE, SIGTERM, getsignal, signal  # type: ignore[import-not-found]
 from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 
+from pykvm.cli.parser import Parser, UsageError
 from pykvm.errors import PykvmError
-from pykvm.typed import Any, NoReturn, Self
+from pykvm.typed import Any, Self
+
+__all__ = [
+    "HOST_ERROR",
+    "SIGINT",
+    "SIGPIPE",
+    "Interrupt",
+    "Parser",
+    "Terminated",
+    "UsageError",
+    "complain",
+    "end_on_signals",
+    "memory",
+    "near",
+    "number",
+    "one_line",
+    "print_json",
+    "printable",
+    "seconds",
+    "settle",
+    "silence_stdout",
+    "tolerate_any_encoding",
+]
 
 HOST_ERROR = 125
-
-
-class UsageError(PykvmError):
-    """The command line is wrong: one sentence with the remedy."""
 
 
 class Terminated(BaseException):
@@ -27,38 +47,6 @@ class Terminated(BaseException):
         self.number = number
 
 
-class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` for one verb: errors are `UsageError`, the help ends with an example."""
-
-    def __init__(self, verb: str, description: str, examples: str) -> None:
-        super().__init__(
-            prog=f"pykvm {verb}",
-            description=description,
-            epilog=examples,
-            formatter_class=_Formatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Raises `UsageError`: the command's one line on stderr comes from there."""
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=_help_width())
-
-
-def _help_width() -> int:
-    # Not shutil's function: argparse asks for each option, and shutil takes 5 ms to import.
-    for stream in (1, 2):
-        try:
-            return min(100, max(60, os.get_terminal_size(stream).columns - 2))
-        except (OSError, ValueError):
-            continue
-    return 98
-
-
 def number(text: str) -> int:
     """A non-negative integer as typed: 4096, 0x1000, 0b1, 0o17. For argparse's `type=`."""
     try:
@@ -66,9 +54,7 @@ def number(text: str) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise argparse.ArgumentTypeError(
-            f"{printable(text)} is not a number; write it like 0x1000 or 4096"
-        )
+        raise _wrong(f"{printable(text)} is not a number; write it like 0x1000 or 4096")
     return value
 
 
@@ -79,10 +65,14 @@ def seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(
-            f"{printable(text)} is not a time in seconds; write it like 5 or 0.5"
-        )
+        raise _wrong(f"{printable(text)} is not a time in seconds; write it like 5 or 0.5")
     return value
+
+
+def _wrong(message: str) -> Exception:
+    from argparse import ArgumentTypeError
+
+    return ArgumentTypeError(message)
 
 
 def memory(text: str) -> str | int:
@@ -203,7 +193,7 @@ class Interrupt:
         self._stop()
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._handle)
+        self._before = signal(SIGINT, self._handle)
         return self
 
     def __exit__(
@@ -212,7 +202,7 @@ class Interrupt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        signal(SIGINT, self._before)
 
 
 def end_on_signals() -> None:
@@ -221,6 +211,6 @@ def end_on_signals() -> None:
     def handler(signum: int, frame: FrameType | None) -> None:
         raise Terminated(signum)
 
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) is signal.SIG_DFL:
-            signal.signal(signum, handler)
+    for signum in (SIGTERM, SIGHUP):
+        if getsignal(signum) == SIG_DFL:
+            signal(signum, handler)

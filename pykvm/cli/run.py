@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import ExitStack
 
-from pykvm.cli.common import Interrupt, Parser, UsageError, end_on_signals, print_json, settle
+from pykvm.cli.common import (
+    SIGINT,
+    SIGPIPE,
+    Interrupt,
+    Parser,
+    UsageError,
+    end_on_signals,
+    print_json,
+    settle,
+)
 from pykvm.cli.image_options import (
     add_image_options,
     add_machine_options,
@@ -81,9 +89,9 @@ def run(options: Namespace) -> int:
 def ending(result: RunResult, console: Console, interrupt: Interrupt) -> int:
     """The exit status: the guest's, unless the user or the reader of the output ended it."""
     if interrupt.came:
-        return 128 + signal.SIGINT
+        return 128 + int(SIGINT)
     if console.hangup:
-        return 128 + signal.SIGPIPE
+        return 128 + int(SIGPIPE)
     return result.exit_code
 
 

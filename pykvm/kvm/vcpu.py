@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import mmap
 import os
-import signal
 import sys
 
 from pykvm._native import ffi, lib
@@ -286,13 +285,10 @@ _SILENT = (lib.PYKVM_SIGNAL, lib.PYKVM_TICK)
 
 def _install_kick_signal() -> None:
     """Takes one real-time signal for kicks; the first from SIGRTMIN+4 that nobody handles."""
-    if lib.pykvm_kick_signal():
-        return
-    wanted = os.environ.get("PYKVM_KICK_SIGNAL")
-    choices = [int(wanted)] if wanted else range(signal.SIGRTMIN + 4, signal.SIGRTMAX)
-    for number in choices:
-        if lib.pykvm_signals_init(number) == 0:
-            return
-    raise KvmError(
-        "sigaction", 16, hint="no real-time signal is free for kicks; set PYKVM_KICK_SIGNAL"
-    )
+    wanted = os.environ.get("PYKVM_KICK_SIGNAL", "0")
+    if not wanted.isdecimal() or lib.pykvm_signals_init(int(wanted)) < 0:
+        raise KvmError(
+            "sigaction",
+            16,
+            hint="no real-time signal is free for kicks; set PYKVM_KICK_SIGNAL to one's number",
+        )

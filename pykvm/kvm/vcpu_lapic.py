@@ -4,9 +4,9 @@ KVM_GET_LAPIC)."""
 from __future__ import annotations
 
 import errno
-from enum import IntEnum
 
 from pykvm._native import ffi
+from pykvm.enums import IntEnum
 from pykvm.kvm import constants as c
 from pykvm.kvm.errors import InvalidArgument, KvmError
 from pykvm.kvm.vcpu_base import VcpuBase

@@ -5,7 +5,6 @@ KVM_PRE_FAULT_MEMORY; devices/vcpu.rst)."""
 from __future__ import annotations
 
 import errno
-import signal
 from collections.abc import Iterable
 
 from pykvm._native import ffi
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _HEADER = 8  # of struct kvm_nested_state: flags, format, size
+
+_NSIG = 65  # signals are numbered below this (signal(7))
 
 
 class VcpuMisc(VcpuBase):
@@ -96,9 +97,9 @@ class VcpuMisc(VcpuBase):
             return
         mask = 0
         for number in blocked:
-            if not 1 <= number < signal.NSIG:
+            if not 1 <= number < _NSIG:
                 raise InvalidArgument(
-                    "KVM_SET_SIGNAL_MASK", f"signal {number}", f"there are 1 to {signal.NSIG - 1}"
+                    "KVM_SET_SIGNAL_MASK", f"signal {number}", f"there are 1 to {_NSIG - 1}"
                 )
             mask |= 1 << (number - 1)
         request: Any = ffi.new("struct kvm_signal_mask *", {"len": 8, "sigset": 8})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
+from pykvm.enums import StrEnum
 from pykvm.errors import PykvmError
 from pykvm.typed import TYPE_CHECKING, Any, NamedTuple
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from pykvm.machine.result import MachineError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -14,6 +12,10 @@ def parse_size(text: str | int, what: str = "memory") -> int:
     """Bytes from "64M", "64MiB", "1.5G" or a number. Raises `MachineError`."""
     if isinstance(text, int):
         return text
+    if text[:-1].isdecimal() and text[-1] in _UNITS:
+        return int(text[:-1]) * _UNITS[text[-1]]
+    import re  # for the rarer ways to write it
+
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if match is None:
         raise MachineError(f"{what} {text!r} is not a size; write it like 64M or 1G")
