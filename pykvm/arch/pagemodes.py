@@ -6,9 +6,9 @@ Source: SDM vol. 3A 4.1 (modes), 4.3 (32-bit), 4.4 (PAE), 4.5 (4-level and 5-lev
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum
 
 from pykvm.arch.bits import CR0, CR4, EFER
+from pykvm.enums import StrEnum
 from pykvm.typed import NamedTuple
 
 KIB = 1 << 10
@@ -54,7 +54,7 @@ class LevelSpec(NamedTuple):
         return va >> self.shift & (1 << self.index_bits) - 1
 
 
-class PagingMode(Enum):
+class PagingMode(StrEnum):
     """A paging mode; the value is its name in the SDM."""
 
     NONE = "none"

@@ -11,12 +11,12 @@ Sources: SDM vol. 3A 4.3 to 4.7; reserved bits also APM vol. 2 5.3 and 5.4, and
 
 from __future__ import annotations
 
-from enum import Enum
 from functools import lru_cache
 
 from pykvm.arch.bits import CR0, CR4, EFER, PTE, PageFault, Vector
 from pykvm.arch.errors import PagingError
 from pykvm.arch.pagemodes import MAX_PHYSICAL_BITS, LevelSpec, PagingMode, paging_mode
+from pykvm.enums import StrEnum
 from pykvm.errors import PykvmError
 from pykvm.typed import Any, NamedTuple, Protocol
 
@@ -32,7 +32,7 @@ class MemoryReader(Protocol):
         """`n` bytes at guest-physical `gpa`; raises when they are not all memory."""
 
 
-class FaultReason(Enum):
+class FaultReason(StrEnum):
     """Why an address does not translate."""
 
     NOT_PRESENT = "not present"
