@@ -36,7 +36,7 @@ bench: setup
 	$(PY) benchmarks/run.py --install
 
 docs: setup
-	$(PY) -m pdoc --docformat markdown -o docs/api pykvm '!pykvm._native'
+	$(PY) -W ignore -m pdoc --docformat markdown -o docs/api $$($(PY) docs/modules.py)
 
 clean:
 	rm -rf build dist .venv pykvm/*.so pykvm/images/*.elf pykvm/images/*.bin pykvm/images/manifest.json docs/api

@@ -22,4 +22,6 @@ class BuildPy(build_py):
 setup(
     cffi_modules=["native/build.py:ffibuilder"],
     cmdclass={"build_py": BuildPy},
+    # The extension uses the stable ABI: one wheel serves every Python from 3.11 on.
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

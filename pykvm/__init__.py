@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
-from pykvm.errors import PykvmError, register_explainer
+from pykvm.errors import PykvmError as PykvmError
+from pykvm.errors import register_explainer
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pykvm.machine import Machine, RunResult, Status, StopReason
+    from pykvm.machine import Machine as Machine
+    from pykvm.machine import RunResult as RunResult
+    from pykvm.machine import Status as Status
+    from pykvm.machine import StopReason as StopReason
 
 __version__ = "0.1.0"
-__all__ = ["Machine", "PykvmError", "RunResult", "Status", "StopReason", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
