@@ -30,6 +30,17 @@ if TYPE_CHECKING:
         KvmUnavailable,
         Unsupported,
     )
+    from pykvm.kvm.exits import DebugExit as DebugExit
+    from pykvm.kvm.exits import Exit as Exit
+    from pykvm.kvm.exits import FailEntryExit as FailEntryExit
+    from pykvm.kvm.exits import HltExit as HltExit
+    from pykvm.kvm.exits import InternalErrorExit as InternalErrorExit
+    from pykvm.kvm.exits import IntrExit as IntrExit
+    from pykvm.kvm.exits import IoExit as IoExit
+    from pykvm.kvm.exits import MmioExit as MmioExit
+    from pykvm.kvm.exits import RdmsrExit as RdmsrExit
+    from pykvm.kvm.exits import ShutdownExit as ShutdownExit
+    from pykvm.kvm.exits import WrmsrExit as WrmsrExit
     from pykvm.kvm.irqchip import IrqchipRoute, MsiRoute
     from pykvm.kvm.msrs import MsrError
     from pykvm.kvm.region import MemoryRegion
@@ -87,4 +98,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"pykvm.kvm.{_HOME[name]}"), name)
         globals()[name] = value
         return value
+    if name.endswith("Exit"):  # the typed exits: `from pykvm.kvm import IoExit`
+        exits = import_module("pykvm.kvm.exits")
+        if name in exits.__all__:
+            return getattr(exits, name)
     raise AttributeError(f"module 'pykvm.kvm' has no attribute {name!r}")
