@@ -155,18 +155,19 @@ class Vcpu(VcpuState, FdOwner):
         RDMSR) is answered through the exit object before the next `run()`. Raises `KvmError`
         when KVM refuses, naming the field if it can be known.
         """
-        from pykvm.kvm.exits import make_exit
-
         native = self._native
         if native is None:
             raise self._closed_error()
-        self._detach_exit()
+        if self._exit is not None:
+            self._detach_exit()
         while True:
             code = lib.pykvm_resume(native)
             kind = code & 0x7F
-            if kind in _SILENT:
+            if kind <= _LAST_EXIT:
+                pass
+            elif kind in _SILENT:
                 continue
-            if kind == lib.PYKVM_KICKED:
+            elif kind == lib.PYKVM_KICKED:
                 self._run.exit_reason = 10  # KVM_EXIT_INTR: what KVM itself reports
             elif kind == lib.PYKVM_ERROR:
                 self._refused(code >> 32, "KVM_RUN")
@@ -174,7 +175,7 @@ class Vcpu(VcpuState, FdOwner):
                 raise KvmError(
                     "KVM_RUN", 105, hint="the lossless trace ring is full; call trace_records()"
                 )
-            exit_ = make_exit(self, code >> 32 if kind == lib.PYKVM_EXIT else 0)
+            exit_: Exit = _make_exit(self, code >> 32 if kind == lib.PYKVM_EXIT else 0)
             self._exit = exit_
             return exit_
 
@@ -196,8 +197,6 @@ class Vcpu(VcpuState, FdOwner):
         KVM completes such an instruction when the vCPU is entered again (KVM API, 5); state must
         not be saved before. Returns None, or the next exit if the same instruction caused one.
         """
-        from pykvm.kvm.exits import make_exit
-
         if self._native is None:
             raise self._closed_error()
         self._detach_exit()
@@ -206,7 +205,7 @@ class Vcpu(VcpuState, FdOwner):
             self._refused(-result, "KVM_RUN")
         if result == 0:
             return None
-        self._exit = make_exit(self, 0)
+        self._exit = _make_exit(self, 0)
         return self._exit
 
     @property
@@ -271,6 +270,10 @@ class Vcpu(VcpuState, FdOwner):
 
     def _before_close(self) -> None:
         if self._native is not None:
+            if self._native.tid:  # its state must not go from under the loop
+                raise KvmError(
+                    "close", 16, f"vCPU {self.id}", "it runs in another thread; kick() it first"
+                )
             self._detach_exit()
             self._native = None
         super()._before_close()
@@ -280,6 +283,17 @@ class Vcpu(VcpuState, FdOwner):
         return f"<Vcpu {self.id} {state}>"
 
 
+def _first_exit(vcpu: Vcpu, error: int) -> Exit:
+    """Loads the exit classes when the first one is met, not when guests start."""
+    global _make_exit
+    from pykvm.kvm.exits import make_exit
+
+    _make_exit = make_exit
+    return make_exit(vcpu, error)
+
+
+_make_exit: Any = _first_exit
+_LAST_EXIT = lib.PYKVM_MMIO_READ  # kinds up to this one are exits, decoded or not
 _SILENT = (lib.PYKVM_SIGNAL, lib.PYKVM_TICK)
 
 

@@ -313,3 +313,16 @@ def test_stats_can_be_cleared(vcpu: Vcpu) -> None:
     vcpu.reset_stats()
     assert vcpu.exit_counts() == {}
     assert vcpu.stats().entries == 0
+
+
+def test_a_running_vcpu_is_not_closed_from_under_its_loop(vcpu: Vcpu) -> None:
+    put(vcpu, b"\xeb\xfe")
+    thread = threading.Thread(target=vcpu.run)
+    thread.start()
+    while not vcpu._native.tid:
+        time.sleep(0.001)
+    with pytest.raises(KvmError, match="kick"):
+        vcpu.close()
+    vcpu.kick()
+    thread.join(5)
+    vcpu.close()
