@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 from functools import cache
 
 import pytest
@@ -22,6 +23,11 @@ def kvm_problem() -> str:
     except Exception as error:
         return str(error)
     return ""
+
+
+def pytest_configure() -> None:
+    # A shell's background job inherits SIGINT as ignored; the tests of Ctrl-C mean the foreground.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

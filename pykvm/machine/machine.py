@@ -23,6 +23,7 @@ from pykvm.machine.result import (
     StopReason,
 )
 from pykvm.machine.sizes import memory_size
+from pykvm.machine.unclaimed import POLICIES, Policy, Unclaimed
 from pykvm.memory import GuestMemory
 from pykvm.typed import TYPE_CHECKING, Any, Literal, Self
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from pykvm.machine.vcpu_reset import ResetImage
 
 Irqchip = Literal["kernel", "split", "none"]
-Unclaimed = Literal["ones", "ignore", "log", "stop"]
 HOOK_LAYER = 1  # handlers cover devices
 MAX_CPUS = 64
 RECENT_EXITS = 64  # exits kept for crash reports
@@ -66,7 +66,7 @@ class Machine:
         irqchip: Irqchip = "kernel",
         serial: Any = None,
         debugcon: Any = None,
-        unclaimed: Unclaimed = "ones",
+        unclaimed: Policy = "ones",
         trace: int = 0,
         huge_pages: str | None = None,
         devices: bool = True,
@@ -83,13 +83,12 @@ class Machine:
             raise MachineError(
                 f'{cpus} vCPUs need an interrupt controller to start; use irqchip="kernel"'
             )
-        if unclaimed not in ("ones", "ignore", "log", "stop"):
+        if unclaimed not in POLICIES:
             raise MachineError(
                 f"unclaimed={unclaimed!r} is not a policy; use ones, ignore, log or stop"
             )
         self.irqchip: Irqchip = irqchip
-        self.unclaimed: Unclaimed = unclaimed
-        self.unclaimed_counts: dict[tuple[str, int], int] = {}
+        self.unclaimed = Unclaimed(unclaimed)
         self.exit_handlers: dict[int, Callable[[Exit], bool]] = {}
         self.crash_reason = ""
         self.image: LoadedImage | None = None
@@ -111,8 +110,8 @@ class Machine:
             self.memory: GuestMemory = board.add_ram(self.vm, size, huge_pages)
             board.add_irqchip(self.vm, irqchip)
             lock = threading.RLock() if cpus > 1 else None
-            self.pio = PioBus(self._unclaimed, lock)
-            self.mmio = MmioBus(self._unclaimed, lock)
+            self.pio = PioBus(self.unclaimed.access, lock)
+            self.mmio = MmioBus(self.unclaimed.access, lock)
             self.vcpus = board.make_vcpus(self.vm, cpus, self.kvm)
             for vcpu in self.vcpus:
                 vcpu.enable_trace(trace or RECENT_EXITS, lossless=bool(trace))
@@ -137,6 +136,16 @@ class Machine:
         if self.standard is None:
             raise MachineError("this machine was made with devices=False and has no serial port")
         return self.standard.uart
+
+    @property
+    def unclaimed_counts(self) -> dict[tuple[str, int], int]:
+        """Accesses that nobody owned, by (bus, address)."""
+        return self.unclaimed.counts
+
+    @property
+    def post_codes(self) -> list[tuple[int, int]]:
+        """What was written to the POST port 0x80, oldest first: (ns since power-on, code)."""
+        return [] if self.standard is None else self.standard.post.codes
 
     @property
     def current_vcpu(self) -> Vcpu:
@@ -393,25 +402,6 @@ class Machine:
             self._running.release()
 
     # -- what the loop calls ---------------------------------------------------------------------
-
-    def _unclaimed(self, kind: str, address: int, size: int, value: int | None) -> int:
-        key = (kind, address)
-        if key in self.unclaimed_counts or len(self.unclaimed_counts) < 4096:
-            self.unclaimed_counts[key] = self.unclaimed_counts.get(key, 0) + 1
-        policy = self.unclaimed
-        if policy == "ignore":
-            return 0
-        if policy != "ones":
-            what = (
-                f"read of {size} bytes" if value is None else f"write of {value:#x} ({size} bytes)"
-            )
-            text = f"unclaimed {kind} {what} at {address:#x}"
-            if policy == "stop":
-                raise Stop(StopReason.UNCLAIMED, detail=text)
-            import logging
-
-            logging.getLogger("pykvm.machine").warning("%s", text)
-        return (1 << 8 * size) - 1
 
     def on_tick(self) -> None:
         """The watch timer fired, or a signal came: time to pass buffered output on."""

@@ -306,3 +306,11 @@ def test_a_stop_before_the_run_is_not_lost(machine: Machine) -> None:
     machine.stop()
     assert machine.run(timeout=10).reason is StopReason.STOPPED
     assert machine.run(timeout=0.05).reason is StopReason.TIMEOUT
+
+
+def test_post_codes_have_times(machine: Machine) -> None:
+    machine.load(b"\xb0\x11\xe6\x80\xb0\x22\xe6\x80" + HALT16)
+    machine.run(timeout=5)
+    (first, one), (second, two) = machine.post_codes
+    assert (one, two) == (0x11, 0x22)
+    assert 0 < first <= second
