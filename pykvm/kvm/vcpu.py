@@ -14,7 +14,6 @@ import sys
 
 from pykvm._native import ffi, lib
 from pykvm.errors import explain
-from pykvm.kvm import accounting
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.fd import FdOwner
 from pykvm.kvm.registers import SYNC_REGS, SYNC_SREGS, Regs, Sregs
@@ -22,6 +21,7 @@ from pykvm.kvm.vcpu_state import VcpuState
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pykvm.kvm import accounting
     from pykvm.kvm.exit_site import Site
     from pykvm.kvm.exits import Exit
     from pykvm.kvm.vm import Vm
@@ -223,15 +223,21 @@ class Vcpu(VcpuState, FdOwner):
 
     def stats(self) -> accounting.ExitStats:
         """Exit counts and times by reason, port and MMIO page, kept by the C loop."""
-        return accounting.read_stats(self._native)
+        from pykvm.kvm.accounting import read_stats
+
+        return read_stats(self._native)
 
     def exit_counts(self) -> dict[str, int]:
         """Exits by `KVM_EXIT_*` name."""
-        return accounting.exit_counts(self._native)
+        from pykvm.kvm.accounting import exit_counts
+
+        return exit_counts(self._native)
 
     def reset_stats(self) -> None:
         """Sets the counters to zero."""
-        accounting.clear_stats(self._native)
+        from pykvm.kvm.accounting import clear_stats
+
+        clear_stats(self._native)
 
     def enable_trace(self, entries: int = 4096, *, lossless: bool = False) -> None:
         """Records every exit in a ring of `entries` (a power of two, 64 bytes each).
@@ -250,11 +256,15 @@ class Vcpu(VcpuState, FdOwner):
 
     def trace_records(self, limit: int | None = None) -> list[accounting.TraceRecord]:
         """Takes new trace records, oldest first."""
-        return accounting.drain_trace(self._native, self.id, limit)
+        from pykvm.kvm.accounting import drain_trace
+
+        return drain_trace(self._native, self.id, limit)
 
     def last_exits(self, n: int = 16) -> list[accounting.TraceRecord]:
         """The last `n` records of the trace ring, left where they are."""
-        return accounting.last_records(self._native, self.id, n)
+        from pykvm.kvm.accounting import last_records
+
+        return last_records(self._native, self.id, n)
 
     # -- coalesced I/O ---------------------------------------------------------------------------
 

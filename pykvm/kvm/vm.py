@@ -7,7 +7,6 @@ import threading
 
 from pykvm._native import ffi
 from pykvm.kvm import constants as c
-from pykvm.kvm.device import KvmDevice
 from pykvm.kvm.errors import InvalidArgument, KvmError, Unsupported
 from pykvm.kvm.rules import Rules
 from pykvm.kvm.statsfd import StatsOwner
@@ -19,6 +18,7 @@ from pykvm.kvm.vm_policy import VmPolicy
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pykvm.kvm.device import KvmDevice
     from pykvm.kvm.system import Kvm
     from pykvm.kvm.vcpu import Vcpu
 
@@ -95,6 +95,8 @@ class Vm(VmMemory, VmDirty, VmIrq, VmEvents, VmPolicy, StatsOwner):
             raise error.explained(what) from None
         if test:
             return None
+        from pykvm.kvm.device import KvmDevice
+
         device = KvmDevice(self, request.fd, device_type)
         self._devices.append(device)
         return device

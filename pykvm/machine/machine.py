@@ -12,7 +12,6 @@ from pykvm.bus import BusDevice, MmioBus, PioBus, Range
 from pykvm.kvm import Kvm, Vcpu
 from pykvm.machine import board
 from pykvm.machine.control import Control
-from pykvm.machine.hooks import Handler, Hook
 from pykvm.machine.loop import drive
 from pykvm.machine.result import (
     MachineError,
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from pykvm.boot import LoadedImage
     from pykvm.kvm.accounting import TraceRecord
     from pykvm.kvm.exits import Exit
+    from pykvm.machine.hooks import Handler, Hook
     from pykvm.machine.vcpu_reset import ResetImage
 
 Irqchip = Literal["kernel", "split", "none"]
@@ -190,6 +190,8 @@ class Machine:
         """
 
         def register(function: Handler) -> Hook:
+            from pykvm.machine.hooks import Hook
+
             hook = Hook(self, "pio", port, function)
             read, write = hook.callables()
             hook.range = self.pio.add(
@@ -215,6 +217,8 @@ class Machine:
             )
 
         def register(function: Handler) -> Hook:
+            from pykvm.machine.hooks import Hook
+
             hook = Hook(self, "mmio", gpa, function)
             read, write = hook.callables()
             hook.range = self.mmio.add(
