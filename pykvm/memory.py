@@ -7,7 +7,6 @@ access may cross from one region into an adjacent one; one that touches a hole r
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 from bisect import bisect_right
@@ -21,12 +20,15 @@ from pykvm.sparsefile import SparseReader, SparseWriter
 from pykvm.typed import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 if TYPE_CHECKING:
+    import ctypes
+
     from typing_extensions import Buffer
+
+    _Layout = TypeVar("_Layout", bound=ctypes.Structure | ctypes.Union)
 
 __all__ = ["GuestMemory", "MemoryAccessError", "MemoryRegion", "RegionError"]
 
 _LIMIT = 1 << 64
-_Layout = TypeVar("_Layout", bound=ctypes.Structure | ctypes.Union)
 _NO_SPAN = cast(Span, (0, -1, memoryview(b""), None))  # holds no address, not even no bytes
 
 
@@ -295,6 +297,8 @@ class GuestMemory:
         if isinstance(layout, str):
             packed = _format(layout)
             return packed.unpack(self.read(gpa, packed.size))
+        import ctypes  # loaded already: it made the layout
+
         return layout.from_buffer_copy(self.read(gpa, ctypes.sizeof(layout)))
 
     def write_struct(

@@ -213,7 +213,7 @@ def exit_name(reason: int) -> str:
 
 @cache
 def header_ioctls() -> dict[str, int]:
-    """The ioctl numbers as the compiler computed them, for comparison with `ioctls.IOCTLS`."""
+    """The ioctl numbers as the compiler computed them; `ioctls.IOCTLS` explains them."""
     return _table(lib.pykvm_ioctls)
 
 

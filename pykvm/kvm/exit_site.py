@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from pykvm._native import ffi, lib
-from pykvm.kvm.ioctls import IOCTLS
+from pykvm.kvm.constants import header_ioctls
 from pykvm.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _CR0_PG = 1 << 31
 _EFER_LMA = 1 << 10
 _RFLAGS_VM = 1 << 17
 _PAGE = 4096
-_TRANSLATE = IOCTLS["KVM_TRANSLATE"].number
+_TRANSLATE = header_ioctls()["KVM_TRANSLATE"]
 _SITES = 1024
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 from pykvm._native import lib
+from pykvm.kvm.constants import header_ioctls
 from pykvm.kvm.errors import ClosedError, KvmError
-from pykvm.kvm.ioctls import IOCTLS, name_of
 from pykvm.typed import Any, Protocol, Self
 
 
@@ -76,8 +76,10 @@ class FdOwner:
         lock is released meanwhile. Raises `KvmError`, `ClosedError`.
         """
         if isinstance(request, str):
-            name, number = request, IOCTLS[request].number
+            name, number = request, _number(request)
         else:
+            from pykvm.kvm.ioctls import name_of
+
             name, number = name_of(request), request
         self._before_ioctl(name)
         call = lib.pykvm_ioctl_int if isinstance(argument, int) else lib.pykvm_ioctl
@@ -123,7 +125,21 @@ class FdOwner:
         return f"<{type(self).__name__} {state}>"
 
 
-_KVM_RUN = IOCTLS["KVM_RUN"].number
+def _number(name: str) -> int:
+    """The compiler's own number; what its headers lacked is composed in `pykvm.kvm.ioctls`.
+
+    That table is held against the compiler's by a test, and not loaded at every start: composing
+    it takes longer than making a VM.
+    """
+    number = header_ioctls().get(name)
+    if number is None:
+        from pykvm.kvm.ioctls import IOCTLS
+
+        number = IOCTLS[name].number
+    return number
+
+
+_KVM_RUN = _number("KVM_RUN")
 
 
 def _release(fd: int, cleanups: list[Callable[[], object]]) -> None:

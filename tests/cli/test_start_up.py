@@ -8,7 +8,7 @@ import sys
 import pytest
 
 HEAVY = {
-    "argparse", "capstone", "dataclasses", "elftools", "enum", "hypothesis", "inspect", "json",
+    "argparse", "capstone", "ctypes", "dataclasses", "elftools", "enum", "inspect", "json",
     "logging", "re", "rich", "socket", "subprocess", "tempfile", "typing",
 }  # fmt: skip
 CODE = """
