@@ -147,19 +147,3 @@ def test_output_in_a_narrow_encoding() -> None:
     )  # fmt: skip
     assert done.returncode == 0
     assert done.stderr == b""
-
-
-def test_the_start_is_quick() -> None:
-    """What `run` must not import before the guest prints: each costs tens of milliseconds."""
-    code = (
-        "import sys\n"
-        "from pykvm.cli import main\n"
-        "main(['run', 'hello16', '--irqchip', 'none'])\n"
-        "heavy = {'capstone', 'rich', 'pydoc', 'asyncio', 'socket', 'subprocess', 'pathlib'}\n"
-        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr, end='')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")

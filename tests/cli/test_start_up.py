@@ -9,7 +9,7 @@ import pytest
 
 HEAVY = {
     "argparse", "capstone", "ctypes", "dataclasses", "elftools", "enum", "inspect", "json",
-    "logging", "re", "rich", "socket", "subprocess", "tempfile", "typing",
+    "logging", "pathlib", "re", "rich", "socket", "subprocess", "tempfile", "typing",
 }  # fmt: skip
 CODE = """
 import sys
