@@ -51,6 +51,27 @@ class Claim(NamedTuple):
     offset: int
 
 
+class Span(NamedTuple):
+    """A piece of the MMIO space with one owner: [first, end), as guest-physical addresses.
+
+    `start` is where the owner's offsets count from; accesses of `sizes` bytes go to it whole.
+    """
+
+    first: int
+    end: int
+    start: int
+    read: Read
+    write: Write
+    sizes: frozenset[int]
+
+
+def _nobody(*access: int) -> Any:
+    raise AssertionError("an empty span was asked")
+
+
+NO_SPAN = Span(1, 0, 0, _nobody, _nobody, frozenset())
+
+
 class Range:
     """A claimed range; `remove()` gives it back."""
 
@@ -66,6 +87,8 @@ class Range:
         self.read = read
         self.write = write
         self.max_access = max_access
+        widths = range(1, 9) if max_access is None else (1, 2, 4, 8)
+        self.sizes = frozenset(n for n in widths if n <= (max_access or 8))
         self.layer = layer
         self.device = device
         self.any_width = any_width
@@ -236,7 +259,7 @@ class PioBus(Bus):
 
 
 class MmioBus(Bus):
-    """Guest-physical ranges that no memory backs. `lookup(gpa)` is a binary search."""
+    """Guest-physical ranges that no memory backs; found by binary search."""
 
     kind = "mmio"
     limit = ADDRESS_LIMIT
@@ -246,8 +269,8 @@ class MmioBus(Bus):
     ) -> None:
         super().__init__(unclaimed, lock)
         # Starts, and (end, owner) of the disjoint sorted spans: replaced as one object, so that
-        # a vCPU thread never sees half a change.
-        self._index: tuple[list[int], list[tuple[int, Range]]] = ([], [])
+        # a vCPU thread never sees half a change, and notices that there was one.
+        self.index: tuple[list[int], list[tuple[int, Range]]] = ([], [])
 
     def _changed(self, start: int, end: int) -> None:
         edges = sorted({r.start for r in self.ranges} | {r.end for r in self.ranges})
@@ -263,18 +286,13 @@ class MmioBus(Bus):
             else:
                 starts.append(at)
                 spans.append((upto, owner))
-        self._index = starts, spans
+        self.index = starts, spans
 
-    def lookup(self, gpa: int, size: int) -> tuple[Range, int] | None:
-        """(owner, offset) if one owner takes the whole access in one piece, else None."""
-        starts, spans = self._index
+    def span(self, gpa: int) -> Span:
+        """The part of a range around `gpa` that one owner has to itself; `NO_SPAN` if nobody."""
+        starts, spans = self.index
         i = bisect_right(starts, gpa) - 1
-        if i < 0:
-            return None
+        if i < 0 or gpa >= spans[i][0]:
+            return NO_SPAN
         end, owner = spans[i]
-        if gpa + size > end:
-            return None
-        widest = owner.max_access
-        if widest is not None and (size > widest or size & (size - 1)):
-            return None
-        return owner, gpa - owner.start
+        return Span(starts[i], end, owner.start, owner.read, owner.write, owner.sizes)

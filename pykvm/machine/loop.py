@@ -7,6 +7,7 @@ device takes whole. Everything else goes through the typed exit.
 from __future__ import annotations
 
 from pykvm._native import lib
+from pykvm.bus import NO_SPAN
 from pykvm.machine.result import MachineError, Outcome, Stop, StopReason
 from pykvm.typed import TYPE_CHECKING
 
@@ -56,7 +57,9 @@ def _drive(machine: Machine, vcpu: Vcpu) -> Outcome:
     native = vcpu._native
     run = lib.pykvm_run
     ports = machine.pio.table
-    lookup = machine.mmio.lookup
+    mmio = machine.mmio
+    index = mmio.index
+    first, end, start, read, write, sizes = NO_SPAN  # where the last MMIO access went
     answer = 0
     while True:
         code = run(native, answer)
@@ -78,19 +81,23 @@ def _drive(machine: Machine, vcpu: Vcpu) -> Outcome:
         elif kind == 3:  # PYKVM_MMIO_WRITE
             size = code >> 8 & 0xFF
             gpa = native.mmio_gpa
-            found = lookup(gpa, size)
-            if found is not None:
-                found[0].write(found[1], size, native.mmio_value)
+            if not first <= gpa < end or mmio.index is not index:
+                index = mmio.index
+                first, end, start, read, write, sizes = mmio.span(gpa)
+            if gpa + size <= end and size in sizes:
+                write(gpa - start, size, native.mmio_value)
             else:
-                machine.mmio.write(gpa, size, native.mmio_value)
+                mmio.write(gpa, size, native.mmio_value)
         elif kind == 4:  # PYKVM_MMIO_READ
             size = code >> 8 & 0xFF
             gpa = native.mmio_gpa
-            found = lookup(gpa, size)
-            if found is not None:
-                answer = found[0].read(found[1], size)
+            if not first <= gpa < end or mmio.index is not index:
+                index = mmio.index
+                first, end, start, read, write, sizes = mmio.span(gpa)
+            if gpa + size <= end and size in sizes:
+                answer = read(gpa - start, size)
             else:
-                answer = machine.mmio.read(gpa, size)
+                answer = mmio.read(gpa, size)
         else:
             outcome, answer = _rare(machine, vcpu, code)
             if outcome is not None:
