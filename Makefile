@@ -26,8 +26,9 @@ format:
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-native: setup
-	$(PY) native/build.py
+native:
+	rm -f .venv/.pykvm-setup
+	.ci/setup
 
 guests: setup
 	$(PY) guests/build.py

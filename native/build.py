@@ -1,17 +1,13 @@
-"""Builds `pykvm._native`, the C layer, with cffi in API mode.
+"""Describes `pykvm._native`, the C layer, to cffi (API mode); setup.py builds `ffibuilder`.
 
-`python native/build.py` compiles in a scratch folder and renames the result into `pykvm/`, so a
-process that has the old extension mapped is not disturbed. setuptools imports `ffibuilder`.
+After a change in native/, `make native` builds it anew.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pathlib
-import shutil
 import sys
-import tempfile
 
 from cffi import FFI
 
@@ -47,22 +43,3 @@ def make_builder() -> FFI:
 
 
 ffibuilder = make_builder()
-
-
-def main() -> None:
-    root = ROOT.parent
-    os.chdir(root)
-    with open(root / "build" / "native" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with tempfile.TemporaryDirectory() as scratch:
-            shutil.copytree(ROOT / "src", pathlib.Path(scratch, "native", "src"))
-            built = pathlib.Path(ffibuilder.compile(tmpdir=scratch, verbose=False))
-            target = root / "pykvm" / "_native.abi3.so"
-            partial = target.with_suffix(".partial")
-            shutil.copy2(built, partial)
-            os.replace(partial, target)
-    print(target)
-
-
-if __name__ == "__main__":
-    main()
