@@ -84,6 +84,8 @@ struct pykvm_vcpu {
     uint32_t pending;
     uint32_t answer_size;
     uint64_t mmio_gpa, mmio_value;
+    struct kvm_regs entry_regs;
+    uint32_t entry_valid;
     int kick, tid; /* tid: the thread inside pykvm_run(), 0 if none */
     struct pykvm_stats stats;
     struct pykvm_trace trace;

@@ -326,3 +326,14 @@ def test_a_running_vcpu_is_not_closed_from_under_its_loop(vcpu: Vcpu) -> None:
     vcpu.kick()
     thread.join(5)
     vcpu.close()
+
+
+def test_the_registers_of_the_last_entry_are_kept(vcpu: Vcpu) -> None:
+    put(vcpu, b"\xe6\x10\x48\xe6\x10\xf4")  # out; dec ax; out
+    vcpu.regs.rax = 5
+    vcpu.run()
+    assert vcpu.entry_regs is not None
+    assert (vcpu.entry_regs["rip"], vcpu.entry_regs["rax"]) == (0x1000, 5)
+    vcpu.run()
+    assert vcpu.entry_regs["rip"] in (0x1000, 0x1002)  # hosts differ in where OUT leaves RIP
+    assert vcpu.regs.rax & 0xFFFF == 4
