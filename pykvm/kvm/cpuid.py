@@ -14,6 +14,7 @@ from pykvm.typed import Any
 MAX_ENTRIES = 256
 """What KVM_SET_CPUID2 takes at most (KVM_MAX_CPUID_ENTRIES)."""
 
+_ENTRY_SIZE = ffi.sizeof("struct kvm_cpuid_entry2")
 _LIST_LIMIT = 4096  # no kernel has that many; ends the search for a large enough buffer
 
 
@@ -45,6 +46,8 @@ def read_cpuid_table(owner: FdOwner, ioctl: str, size: int = 64) -> Any:
     """
     while True:
         table: Any = ffi.new("struct kvm_cpuid2 *", {"nent": size, "entries": size})
+        if ioctl == "KVM_GET_CPUID2":  # others look at what is in the buffer
+            ffi.memmove(table.entries, b"\xff" * (size * _ENTRY_SIZE), size * _ENTRY_SIZE)
         try:
             owner.ioctl(ioctl, table)
         except KvmError as error:
@@ -53,6 +56,9 @@ def read_cpuid_table(owner: FdOwner, ioctl: str, size: int = 64) -> Any:
                 raise
             size = max(size * 2, table.nent)
             continue
+        # Kernels before 6.3 leave `nent` as it was: what they did not write is still all ones.
+        while table.nent and table.entries[table.nent - 1].flags == 0xFFFFFFFF:
+            table.nent -= 1
         return table
 
 

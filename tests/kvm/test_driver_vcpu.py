@@ -16,6 +16,7 @@ from pykvm.kvm.vcpu_events import MachineCheck
 from pykvm.kvm.vcpu_msrs import SSP_REGISTER, msr_register_id
 
 EFER, FS_BASE, SYSENTER_CS, SYSENTER_EIP = 0xC0000080, 0xC0000100, 0x174, 0x176
+KERNEL_GS_BASE = 0xC0000102
 
 
 @pytest.fixture
@@ -127,9 +128,10 @@ def test_xcrs(vcpu: Vcpu) -> None:
 
 
 def test_msrs_round_trip(vcpu: Vcpu) -> None:
-    vcpu.set_msrs({SYSENTER_CS: 0x10, SYSENTER_EIP: 0xFFFF_8000_0000_1000})
-    wanted = vcpu.get_msrs([SYSENTER_EIP, SYSENTER_CS])
-    assert wanted == {SYSENTER_EIP: 0xFFFF_8000_0000_1000, SYSENTER_CS: 0x10}
+    high = 0xFFFF_8000_0000_1000  # not for SYSENTER_EIP: AMD keeps 32 bits of that
+    vcpu.set_msrs({SYSENTER_CS: 0x10, KERNEL_GS_BASE: high})
+    wanted = vcpu.get_msrs([KERNEL_GS_BASE, SYSENTER_CS])
+    assert wanted == {KERNEL_GS_BASE: high, SYSENTER_CS: 0x10}
     vcpu.set_msr(SYSENTER_CS, 8)
     assert vcpu.get_msr(SYSENTER_CS) == 8
     assert vcpu.get_msrs([]) == {}
@@ -235,7 +237,8 @@ def test_events_round_trip(vcpu: Vcpu) -> None:
     state.flags |= c.KVM_VCPUEVENT_VALID_NMI_PENDING | c.KVM_VCPUEVENT_VALID_SHADOW
     vcpu.events = state
     again = vcpu.get_vcpu_events()
-    assert (again.nmi_pending, again.interrupt_shadow) == (1, c.KVM_X86_SHADOW_INT_STI)
+    assert again.nmi_pending == 1
+    assert again.interrupt_shadow & c.KVM_X86_SHADOW_INT_STI  # SVM has one flag for both shadows
 
 
 def test_an_exception_can_be_injected() -> None:
