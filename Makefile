@@ -40,4 +40,4 @@ docs: setup
 	$(PY) -W ignore -m pdoc --docformat markdown -o docs/api $$($(PY) docs/modules.py)
 
 clean:
-	rm -rf build dist .venv pykvm/*.so pykvm/images/*.elf pykvm/images/*.bin pykvm/images/manifest.json docs/api
+	rm -rf build dist .venv pykvm/*.so pykvm/images/*.elf pykvm/images/*.bin pykvm/images/manifest.* docs/api

@@ -29,7 +29,7 @@ struct pykvm_stats {
     uint64_t entries, native;          
 };
 
-enum { PYKVM_T_WRITE = 1, PYKVM_T_NATIVE = 2, PYKVM_T_VALUE = 4, PYKVM_T_DONE = 8 };
+enum { PYKVM_T_WRITE = 1, PYKVM_T_NATIVE = 2, PYKVM_T_VALUE = 4 };
 
 struct pykvm_record {                  
     uint64_t tsc;                      

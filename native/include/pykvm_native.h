@@ -48,7 +48,7 @@ struct pykvm_stats {
     uint64_t entries, native;          /* KVM_RUN calls; exits that a rule finished */
 };
 
-enum { PYKVM_T_WRITE = 1, PYKVM_T_NATIVE = 2, PYKVM_T_VALUE = 4, PYKVM_T_DONE = 8 };
+enum { PYKVM_T_WRITE = 1, PYKVM_T_NATIVE = 2, PYKVM_T_VALUE = 4 };
 
 struct pykvm_record {                  /* 64 bytes, one per exit */
     uint64_t tsc;                      /* when KVM_RUN returned */

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from functools import cache
 
 from pykvm._native import ffi, lib
+from pykvm.kvm.constants import exit_name
 from pykvm.typed import Any, NamedTuple
 
 
@@ -58,29 +58,6 @@ class TraceRecord(NamedTuple):
     handle_ns: int
 
 
-@cache
-def reason_names() -> dict[int, str]:
-    """`KVM_EXIT_*` names by number, from the headers pykvm was built with."""
-    names: dict[int, str] = {}
-    i = 0
-    while lib.pykvm_exits[i].name != ffi.NULL:
-        row = lib.pykvm_exits[i]
-        name = ffi.string(row.name).decode()
-        # Flags and sub-codes share the prefix; reasons are the small numbers that were first.
-        if not name.startswith(_NOT_REASONS):
-            names.setdefault(row.value, name)
-        i += 1
-    return names
-
-
-_NOT_REASONS = ("KVM_EXIT_IO_", "KVM_EXIT_HYPERV_", "KVM_EXIT_XEN_", "KVM_EXIT_HYPERCALL_")
-
-
-def reason_name(reason: int) -> str:
-    """The `KVM_EXIT_*` name of a reason, or `KVM_EXIT_<number>`."""
-    return reason_names().get(reason, f"KVM_EXIT_{reason}")
-
-
 class _Scale:
     """TSC to nanoseconds, by two readings of both clocks as far apart as the process is old."""
 
@@ -115,7 +92,7 @@ def read_stats(native: Any) -> ExitStats:
     s = native.stats
     scale = _scale.ns_per_cycle()
     reasons = {
-        reason_name(i): _count(s.reason[i], scale)
+        exit_name(i): _count(s.reason[i], scale)
         for i in range(lib.PYKVM_REASONS)
         if s.reason[i].count
     }
@@ -147,7 +124,7 @@ def _used_ports(stats: Any) -> Iterator[int]:
 def exit_counts(native: Any) -> dict[str, int]:
     """Just the counts by reason name: cheap."""
     s = native.stats
-    return {reason_name(i): s.reason[i].count for i in range(64) if s.reason[i].count}
+    return {exit_name(i): s.reason[i].count for i in range(64) if s.reason[i].count}
 
 
 def clear_stats(native: Any) -> None:
@@ -207,7 +184,7 @@ def _decode(trace: Any, sequence: range, vcpu_id: int) -> list[TraceRecord]:
                 vcpu=vcpu_id,
                 time_ns=ns0 - round((tsc0 - tsc) * scale),
                 reason=reason,
-                name=reason_name(reason),
+                name=exit_name(reason),
                 rip=rip,
                 cs_base=cs_base,
                 address=address,

@@ -124,9 +124,6 @@ class Standard:
             lambda value: machine.request_stop(StopReason.DEBUG_EXIT, value)
         )
 
-    def tick(self) -> None:
-        """Passes on what a back end holds back."""
-
 
 def _both(first: Callable[[bytes], object], second: Callable[[bytes], object]) -> Any:
     def write(data: bytes) -> None:

@@ -407,11 +407,6 @@ class Machine:
 
     # -- what the loop calls ---------------------------------------------------------------------
 
-    def on_tick(self) -> None:
-        """The watch timer fired, or a signal came: time to pass buffered output on."""
-        if self.standard is not None:
-            self.standard.tick()
-
     def drain_trace(self, vcpu: Vcpu) -> None:
         """A lossless trace ring is full: its records go to `on_trace`."""
         records = vcpu.trace_records()
