@@ -8,6 +8,7 @@ from pykvm.typed import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from pykvm.arch.state import CpuState
+    from pykvm.boot.environment import FramebufferInfo
     from pykvm.boot.source import Source
 
 Mode = Literal["real", "protected", "long"]
@@ -61,10 +62,14 @@ class LoadedImage:
     - `notes`: remarks a user may want to see: choices the loader made, things it left out.
     - `symbol_table`: the image's symbols, read on first use.
     - `sources`: where `segments` take their bytes from.
+    - `roms`: (guest-physical address, bytes) pieces outside RAM, for read-only memory that the
+      machine makes; `place` leaves them alone.
+    - `framebuffer`: the screen that the kernel was told of; the machine turns it on.
     """
 
     __slots__ = (
-        "entry", "format", "mode", "name", "notes", "segments", "sources", "state", "symbol_table",
+        "entry", "format", "framebuffer", "mode", "name", "notes", "roms", "segments", "sources",
+        "state", "symbol_table",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +83,8 @@ class LoadedImage:
         notes: list[str] | None = None,
         symbol_table: SymbolTable | None = None,
         sources: tuple[Source, ...] = (),
+        roms: list[tuple[int, bytes | memoryview]] | None = None,
+        framebuffer: FramebufferInfo | None = None,
     ) -> None:
         self.name = name
         self.format = format
@@ -88,6 +95,8 @@ class LoadedImage:
         self.notes = [] if notes is None else notes
         self.symbol_table = SymbolTable() if symbol_table is None else symbol_table
         self.sources = sources
+        self.roms = [] if roms is None else roms
+        self.framebuffer = framebuffer
 
     def symbols(self) -> dict[str, int]:
         """All symbols as name → address (as linked: guest-virtual); empty if the image has none.

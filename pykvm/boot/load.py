@@ -13,6 +13,7 @@ from pykvm.boot.source import ImageInput, Source, open_source
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pykvm.boot.environment import BootEnvironment
     from pykvm.boot.multiboot import Module
 
 _ADDRESS_LIMIT = 1 << 64
@@ -29,6 +30,7 @@ def load_image(
     modules: Sequence[Module] = (),
     cmdline: str = "",
     ram: Sequence[tuple[int, int]] | None = None,
+    environment: BootEnvironment | None = None,
 ) -> LoadedImage:
     """Prepare `image` (a path, or the bytes themselves) for a guest with `memory_size` bytes from
     address 0.
@@ -42,6 +44,7 @@ def load_image(
     - `format`: `auto` (look at it), `flat`, `elf` or `multiboot`.
     - `modules`, `cmdline`: for multiboot kernels only; see `pykvm.boot.multiboot.Module`.
     - `ram`: the guest's memory as (guest-physical address, size) pieces, if it has holes.
+    - `environment`: what the machine tells the kernel; see `pykvm.boot.environment`.
 
     Nothing is copied or run yet: `LoadedImage.place` fills the memory and `LoadedImage.state`
     starts the CPU. Raises `ImageError`, one sentence, for an image or argument that cannot be
