@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pykvm.kvm import Vcpu, Vm
 from pykvm.kvm.msrs import MsrError
-from pykvm.machine import board
+from pykvm.machine.boards import parts
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class ResetImage:
 
     def __init__(self, machine: Machine) -> None:
         with machine.kvm.create_vm() as vm:
-            board.add_irqchip(vm, machine.irqchip)
-            vcpus = board.make_vcpus(vm, len(machine.vcpus), machine.kvm)
+            parts.add_irqchip(vm, machine.irqchip, len(machine.vcpus))
+            vcpus = parts.make_vcpus(vm, len(machine.vcpus), machine.kvm)
             irqchip = machine.irqchip != "none"
             self.vcpus = [VcpuImage(vcpu, irqchip) for vcpu in vcpus]
             self.chips: list[Any] = []

@@ -1,4 +1,4 @@
-"""Putting the parts of a machine together: VM, RAM, vCPUs and the standard devices."""
+"""What every board but the bare one has: COM1, debug-exit, debugcon and the POST port."""
 
 from __future__ import annotations
 
@@ -8,59 +8,14 @@ from pykvm.devices.debugcon import DebugCon
 from pykvm.devices.debugexit import DebugExit
 from pykvm.devices.postcode import PostCode
 from pykvm.devices.uart16550 import Uart16550
-from pykvm.kvm import Kvm, Vcpu, Vm
-from pykvm.kvm.cpuid import read_cpuid_table
-from pykvm.machine.irq import GsiLine, UnconnectedLine
+from pykvm.machine.boards import layout
 from pykvm.machine.result import StopReason
-from pykvm.memory import GuestMemory
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
 
-COM1, COM1_IRQ = 0x3F8, 4
-DEBUG_EXIT, DEBUGCON, POST_CODE = 0xF4, 0xE9, 0x80
-RAM_HOLE = 0xC000_0000  # RAM stops here and goes on at 4 GiB: devices live in between
-HIGH_RAM = 1 << 32
-TSS_ADDRESS = 0xFFFB_D000  # three pages that VMX hosts without unrestricted guest need
-IDENTITY_MAP = 0xFFFB_C000
 CAPTURE_LIMIT = 1 << 20
-
-
-def add_irqchip(vm: Vm, irqchip: str) -> None:
-    """The interrupt controllers. After the memory: adding a slot then waits for KVM's readers."""
-    vm.set_identity_map_addr(IDENTITY_MAP)
-    vm.set_tss_addr(TSS_ADDRESS)
-    if irqchip == "kernel":
-        vm.create_irqchip()
-        vm.create_pit2(speaker=True)
-    elif irqchip == "split":
-        vm.create_split_irqchip()
-
-
-def add_ram(vm: Vm, size: int, huge_pages: str | None) -> GuestMemory:
-    """RAM from 0, with the hole below 4 GiB where devices are."""
-    regions = [vm.add_memory(0, min(size, RAM_HOLE), huge_pages=huge_pages)]
-    if size > RAM_HOLE:
-        regions.append(vm.add_memory(HIGH_RAM, size - RAM_HOLE, huge_pages=huge_pages))
-    return GuestMemory(regions)
-
-
-def make_vcpus(vm: Vm, count: int, kvm: Kvm) -> list[Vcpu]:
-    """vCPUs with the CPUID that the host supports; the APIC ID is the index."""
-    table = read_cpuid_table(kvm, "KVM_GET_SUPPORTED_CPUID")
-    vcpus = []
-    for index in range(count):
-        vcpu = vm.create_vcpu(index)
-        for entry in table.entries[0 : table.nent]:
-            if entry.function == 1:
-                entry.ebx = entry.ebx & 0x00FF_FFFF | index << 24
-                entry.ecx |= 1 << 31  # a hypervisor is present
-            elif entry.function in (0xB, 0x1F):
-                entry.edx = index
-        vcpu.set_cpuid(table)
-        vcpus.append(vcpu)
-    return vcpus
 
 
 class Captured:
@@ -112,7 +67,7 @@ class Standard:
             output = _both(output, serial)
         elif serial is not None:
             self.backend = serial
-        self.uart = Uart16550(line(machine, COM1_IRQ), output, name="COM1")
+        self.uart = Uart16550(machine.wiring.line(layout.COM1_IRQ), output, name="COM1")
         if self.backend is not None:
             self.uart.connect(_Tee(self.captured, self.backend))  # type: ignore[arg-type]
         shown: Callable[[bytes], object] = self.debugcon_captured.write
@@ -133,18 +88,11 @@ def _both(first: Callable[[bytes], object], second: Callable[[bytes], object]) -
     return write
 
 
-def line(machine: Machine, gsi: int) -> GsiLine | UnconnectedLine:
-    """GSI `gsi` of the machine's interrupt controller, or a line that leads nowhere."""
-    if machine.irqchip == "kernel":
-        return GsiLine(machine.vm, gsi)
-    return UnconnectedLine(gsi)
-
-
 def add_standard_devices(machine: Machine, serial: Any, debugcon: Any) -> Standard:
     """What a kernel expects to find, and what test kernels end with."""
     standard = Standard(machine, serial, debugcon)
-    machine.add_device(standard.uart, pio=COM1, length=8)
-    machine.add_device(standard.debug_exit, pio=DEBUG_EXIT, length=4)
-    machine.add_device(standard.debugcon, pio=DEBUGCON)
-    machine.add_device(standard.post, pio=POST_CODE)
+    machine.add_device(standard.uart, pio=layout.COM1, length=8)
+    machine.add_device(standard.debug_exit, pio=layout.DEBUG_EXIT, length=4)
+    machine.add_device(standard.debugcon, pio=layout.DEBUGCON)
+    machine.add_device(standard.post, pio=layout.POST_CODE)
     return standard

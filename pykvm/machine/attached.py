@@ -1,0 +1,178 @@
+"""What is on a machine: its parts by name, handlers, and devices that are added."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from pykvm.bus import BusDevice, MmioBus, PioBus, Range
+from pykvm.kvm import Kvm, Vcpu, Vm
+from pykvm.machine.irq import Wiring
+from pykvm.machine.result import MachineError, RunResult, Status
+from pykvm.machine.unclaimed import Unclaimed
+from pykvm.memory import GuestMemory
+from pykvm.typed import TYPE_CHECKING, Any, Literal, cast
+
+if TYPE_CHECKING:
+    from pykvm.boot import LoadedImage
+    from pykvm.kvm.accounting import TraceRecord
+    from pykvm.kvm.exits import Exit
+    from pykvm.machine.boards import Board
+    from pykvm.machine.boards.standard import Standard
+    from pykvm.machine.control import Control
+    from pykvm.machine.hooks import Handler, Hook
+    from pykvm.machine.machine import Machine
+    from pykvm.machine.vcpu_reset import ResetImage
+
+Irqchip = Literal["kernel", "split", "none"]
+HOOK_LAYER = 1  # handlers cover devices
+
+
+class Attached:
+    """The parts of a machine, and putting more on it. `Machine` is made of this."""
+
+    kvm: Kvm
+    vm: Vm
+    vcpus: list[Vcpu]
+    memory: GuestMemory
+    pio: PioBus
+    mmio: MmioBus
+    wiring: Wiring
+    board: Board
+    standard: Standard | None
+    devices: list[Any]
+    irqchip: Irqchip
+    unclaimed: Unclaimed
+    image: LoadedImage | None
+    exit_handlers: dict[int, Callable[[Exit], bool]]
+    on_trace: Callable[[list[TraceRecord]], None] | None
+    control: Control
+    crash_reason: str
+    reset_image: ResetImage | None
+    has_run: bool
+    _status: Status
+    _local: threading.local
+    _thread: threading.Thread | None
+    _result: RunResult | None
+    _failure: BaseException | None
+    _running: threading.Lock
+
+    @property
+    def whole(self) -> Machine:
+        """This machine, as type checkers shall see it in here."""
+        return cast("Machine", self)
+
+    @property
+    def memory_size(self) -> int:
+        """Guest RAM in bytes."""
+        return sum(r.size for r in self.memory.regions)
+
+    @property
+    def serial(self) -> Any:
+        """COM1, a `Uart16550`. Raises `MachineError` on a machine without devices."""
+        if self.standard is None:
+            raise MachineError("this machine was made with devices=False and has no serial port")
+        return self.standard.uart
+
+    @property
+    def unclaimed_counts(self) -> dict[tuple[str, int], int]:
+        """Accesses that nobody owned, by (bus, address)."""
+        return self.unclaimed.counts
+
+    @property
+    def post_codes(self) -> list[tuple[int, int]]:
+        """What was written to the POST port 0x80, oldest first: (ns since power-on, code)."""
+        return [] if self.standard is None else self.standard.post.codes
+
+    @property
+    def current_vcpu(self) -> Vcpu:
+        """The vCPU whose exit the calling thread is handling."""
+        vcpu: Vcpu | None = getattr(self._local, "vcpu", None)
+        if vcpu is None:
+            raise MachineError("no vCPU is being handled in this thread; ask inside a handler")
+        return vcpu
+
+    def on_pio(self, port: int, size: int | None = None) -> Callable[[Handler], Hook]:
+        """Decorator: the function handles `size` ports from `port`.
+
+        Without `size` it gets every access that starts at `port`, of any width. With it, wider
+        or straddling accesses are split at the border. Handlers cover devices, not each other.
+        """
+
+        def register(function: Handler) -> Hook:
+            from pykvm.machine.hooks import Hook
+
+            hook = Hook(self.whole, "pio", port, function)
+            read, write = hook.callables()
+            hook.range = self.pio.add(
+                hook.__name__, port, size or 1, read, write,
+                layer=HOOK_LAYER, device=hook, any_width=size is None,
+            )  # fmt: skip
+            return hook
+
+        return register
+
+    def on_mmio(self, gpa: int, length: int) -> Callable[[Handler], Hook]:
+        """Decorator: the function handles `length` bytes from guest-physical `gpa`.
+
+        The range must not be backed by memory. KVM splits accesses at page borders, so sizes of
+        1 to 8 bytes, also odd ones, arrive.
+        """
+        for overlap in self.memory.regions:
+            if not (gpa < overlap.end and overlap.gpa < gpa + length):
+                continue
+            raise MachineError(
+                f"{gpa:#x} + {length:#x} is guest RAM ({overlap.gpa:#x}..{overlap.end - 1:#x}), "
+                "which never exits; choose an address above it"
+            )
+
+        def register(function: Handler) -> Hook:
+            from pykvm.machine.hooks import Hook
+
+            hook = Hook(self.whole, "mmio", gpa, function)
+            read, write = hook.callables()
+            hook.range = self.mmio.add(
+                hook.__name__, gpa, length, read, write, layer=HOOK_LAYER, device=hook
+            )
+            return hook
+
+        return register
+
+    def on_exit(self, reason: int, handler: Callable[[Exit], bool]) -> None:
+        """`handler(exit)` sees exits of a `KVM_EXIT_*` number first; True means it is done."""
+        self.exit_handlers[reason] = handler
+
+    def add_device(
+        self,
+        device: BusDevice,
+        *,
+        pio: int | None = None,
+        mmio: int | None = None,
+        length: int = 1,
+        irq: int | None = None,
+    ) -> Range:
+        """Puts a device on the port or the MMIO bus, and connects its interrupt to GSI `irq`."""
+        if (pio is None) == (mmio is None):
+            raise MachineError(f"say where {device.name} goes: either pio=PORT or mmio=ADDRESS")
+        if irq is not None:
+            if not hasattr(device, "irq"):
+                raise MachineError(f"{device.name} has no interrupt; leave out irq={irq}")
+            device.irq = self.wiring.line(irq)
+        if pio is not None:
+            claimed = self.pio.add_device(device, pio, length)
+        else:
+            assert mmio is not None
+            claimed = self.mmio.add_device(device, mmio, length)
+        self.devices.append(device)
+        return claimed
+
+    def _check_open(self) -> None:
+        if self._status is Status.CLOSED:
+            raise MachineError("the machine is closed; make a new one")
+
+    def _check_usable(self, what: str) -> None:
+        self._check_open()
+        if self._status is Status.CRASHED:
+            raise MachineError(
+                f"cannot {what}: the machine crashed ({self.crash_reason}); reset() or restore() it"
+            )

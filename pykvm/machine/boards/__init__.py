@@ -1,0 +1,71 @@
+"""Boards: what is on a machine's bus when it is made, and how the machine describes itself.
+
+- `bare`: nothing but what you add; no interrupt controller unless asked for.
+- `microvm`: COM1, debug devices, the in-kernel interrupt controllers and timer; disks are
+  virtio-mmio devices. The default.
+- `pc`: a PC with PCI, ACPI and legacy devices (`pykvm.machine.boards.pc`).
+"""
+
+from __future__ import annotations
+
+from pykvm.machine.result import MachineError
+from pykvm.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pykvm.boot.environment import BootEnvironment
+    from pykvm.machine.attached import Irqchip
+    from pykvm.machine.machine import Machine
+
+BOARDS = ("microvm", "pc", "bare")
+
+
+class Board:
+    """The bare board, and what the others build upon."""
+
+    name = "bare"
+    default_irqchip: Irqchip = "none"
+    vga_window = False  # whether 0xA0000-0xBFFFF is a window instead of RAM
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def populate(self, serial: Any, debugcon: Any) -> None:
+        """Puts the board's devices on the buses of the new machine."""
+
+    def prepare(self, kind: str) -> None:
+        """Adds what an image of this kind will look for; called by `load()`, before it."""
+
+    def environment(self, kind: str, options: dict[str, Any]) -> BootEnvironment:
+        """What the loader of a kernel needs to know of the machine."""
+        from pykvm.machine.boards.bootenv import environment
+
+        return environment(self.machine, kind, options)
+
+    def place(self) -> None:
+        """Writes the tables that describe the machine into its memory, after a load or reset."""
+
+
+class Microvm(Board):
+    """Serial port and debug devices, no legacy; disks on virtio-mmio."""
+
+    name = "microvm"
+    default_irqchip: Irqchip = "kernel"
+
+    def populate(self, serial: Any, debugcon: Any) -> None:
+        """COM1, debug-exit, debugcon, POST port."""
+        from pykvm.machine.boards.standard import add_standard_devices
+
+        self.machine.standard = add_standard_devices(self.machine, serial, debugcon)
+
+
+def make_board(machine: Machine, name: str) -> Board:
+    """The board of that name. Raises `MachineError`."""
+    if name == "microvm":
+        return Microvm(machine)
+    if name == "bare":
+        return Board(machine)
+    if name == "pc":
+        from pykvm.machine.boards.pc import PcBoard
+
+        return PcBoard(machine)
+    raise MachineError(f"there is no board {name!r}; choose microvm, pc or bare")
