@@ -64,11 +64,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "I8042",
     "A20Gate",
     "AcpiPm",
     "Cmos",
     "FwCfg",
-    "I8042",
     "IoApic",
     "MsiSender",
     "PcTestDev",
