@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from pykvm.devices.display.picture import Picture, PictureError
-from pykvm.memory import MemoryRegion
+from pykvm.devices.pci.bar import RamBlock
 
 _PAGE = 4096
 MAX_BYTES = 256 << 20
@@ -18,7 +18,7 @@ MAX_BYTES = 256 << 20
 class SimpleFramebuffer:
     """`width` x `height` pixels of `bpp` bits at guest-physical `gpa`, as memory.
 
-    `region` is what the machine maps. 16 bits are 5:6:5, 24 and 32 bits 8:8:8, blue lowest.
+    `ram` is what the machine maps there. 16 bits are 5:6:5, 24 and 32 bits 8:8:8, blue lowest.
     Raises `PictureError` for a shape that cannot be.
     """
 
@@ -29,17 +29,16 @@ class SimpleFramebuffer:
             raise PictureError(f"{bpp} bits per pixel are not a format; use 15, 16, 24 or 32")
         if width < 1 or height < 1 or width * height * 4 > MAX_BYTES:
             raise PictureError(f"a frame buffer of {width}x{height} pixels is not possible")
+        if gpa < 0 or gpa % _PAGE:
+            raise PictureError(f"a frame buffer at {gpa:#x} is not page-aligned")
+        #: Where the first pixel is, guest-physical.
+        self.gpa = gpa
         self.width = width
         self.height = height
         self.bpp = bpp
         self.stride = width * ((bpp + 7) // 8)
         size = (self.stride * height + _PAGE - 1) // _PAGE * _PAGE
-        self.region = MemoryRegion(gpa, size, name="pykvm-framebuffer")
-
-    @property
-    def gpa(self) -> int:
-        """Where the first pixel is, guest-physical."""
-        return self.region.gpa
+        self.ram = RamBlock(size, "pykvm-framebuffer")
 
     @property
     def channels(self) -> dict[str, tuple[int, int]]:
@@ -52,7 +51,7 @@ class SimpleFramebuffer:
 
     def picture(self) -> Picture:
         """The pixels at this moment."""
-        data = self.region.read(self.region.gpa, self.stride * self.height)
+        data = bytes(self.ram.view[: self.stride * self.height])
         return Picture(self.width, self.height, data, self.bpp)
 
     def save_png(self, path: str | os.PathLike[str]) -> None:
@@ -61,4 +60,4 @@ class SimpleFramebuffer:
 
     def close(self) -> None:
         """Gives the memory back. Twice is harmless."""
-        self.region.close()
+        self.ram.close()

@@ -1,8 +1,8 @@
 """`Vga`: the standard VGA with the Bochs VBE extensions, over its video memory.
 
 The device's own range are the ports 0x3b0 to 0x3df. The others are `window` (0xa0000 to 0xbffff),
-`dispi_ports` (0x1ce to 0x1d0), `mmio` (the 4 KiB register BAR) and `region` (video memory as RAM,
-the frame buffer BAR). A text page of the window is what Linux's vgacon, GRUB and firmware write.
+`dispi_ports` (0x1ce to 0x1d0), `mmio` (the 4 KiB register BAR) and `ram` (video memory, the
+frame buffer BAR). A text page of the window is what Linux's vgacon, GRUB and firmware write.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pykvm.devices.display.planes import Planes
 from pykvm.devices.display.registers import FIRST_PORT, PORTS, Registers
 from pykvm.devices.display.vram import pack_memory, unpack_memory
 from pykvm.devices.display.window import Window
+from pykvm.devices.pci.bar import RamBlock
 from pykvm.devices.state import StateReader
-from pykvm.memory import MemoryRegion
 
 VRAM_SIZE = 16 << 20
 WINDOW, WINDOW_SIZE = 0xA0000, 0x20000
@@ -32,7 +32,7 @@ _LITTLE_ENDIAN = 0x1E1E_1E1E
 
 
 class Vga(Device):
-    """A VGA adapter. `region` is its video memory; `close()` gives that back.
+    """A VGA adapter. `ram` is its video memory; `close()` gives that back.
 
     `generation` counts writes that came as exits, so that a viewer can see at a glance whether
     a text screen may have changed (writes to the linear frame buffer do not exit).
@@ -43,10 +43,10 @@ class Vga(Device):
     max_access = 2
     port, ports = FIRST_PORT, PORTS
 
-    def __init__(self, vram_size: int = VRAM_SIZE, region: MemoryRegion | None = None) -> None:
-        self.region = region or MemoryRegion(0xE000_0000, vram_size, name="pykvm-vga")
-        self.vram_size = self.region.size
-        self.vram = self.region.view
+    def __init__(self, vram_size: int = VRAM_SIZE) -> None:
+        self.ram = RamBlock(vram_size, "pykvm-vga")
+        self.vram_size = vram_size
+        self.vram = self.ram.view
         self.generation = 0
         self._lock = threading.RLock()
         self._mode = _ODD_EVEN
@@ -86,7 +86,8 @@ class Vga(Device):
     def _vbe_changed(self, clear: bool) -> None:
         if clear:
             shown = self.dispi.stride * self.dispi.registers[vbe.YRES]
-            self.region.fill(0, min(self.vram_size, shown))
+            shown = min(self.vram_size, shown)
+            self.vram[:shown] = bytes(shown)
         eight = self.dispi.registers[vbe.ENABLE] & vbe.DAC_8BIT
         self.registers.palette_bits = 8 if eight else 6
         self._changed()
@@ -203,7 +204,7 @@ class Vga(Device):
             self.generation += 1
             self.dispi.reset()
             self.planes.latch = 0
-            self.region.fill(0, self.vram_size)
+            self.ram.clear()
             self.registers.reset()
 
     def save(self) -> dict[str, object]:
@@ -212,7 +213,7 @@ class Vga(Device):
             state = {"version": 1, "latch": self.planes.latch}
             return {
                 **state, **self.registers.save(), **self.dispi.save(),
-                "vram": pack_memory(self.region),
+                "vram": pack_memory(self.ram),
             }  # fmt: skip
 
     def load(self, state: dict[str, object]) -> None:
@@ -226,7 +227,7 @@ class Vga(Device):
         pieces = unpack_memory(self.name, vram, self.vram_size)
         with self._lock:
             self.generation += 1
-            self.region.fill(0, self.vram_size)
+            self.ram.clear()
             for offset, data in pieces:
                 self.vram[offset : offset + len(data)] = data
             self.planes.latch = latch
@@ -236,5 +237,4 @@ class Vga(Device):
     def close(self) -> None:
         """Gives the video memory back."""
         self.planes.words.release()
-        self.vram.release()
-        self.region.close()
+        self.ram.close()

@@ -6,30 +6,27 @@ import base64
 import binascii
 import zlib
 
+from pykvm.devices.pci.bar import RamBlock
 from pykvm.devices.state import DeviceStateError
-from pykvm.memory import MemoryRegion
+from pykvm.sparsefile import data_extents
 
 _PAGE = 4096
 _ZERO = bytes(_PAGE)
 
 
-def pack_memory(region: MemoryRegion) -> list[str]:
+def pack_memory(block: RamBlock) -> list[str]:
     """The pages with contents: each run of them as "offset:base64 of the deflated bytes"."""
     packed = []
-    view = region.view
-    try:
-        for start, length in region.extents():
-            for at in range(start, start + length, 1 << 20):
-                data = bytes(view[at : min(at + (1 << 20), start + length)])
-                first, last = 0, len(data)
-                while first < last and data[first : first + _PAGE] == _ZERO[: last - first]:
-                    first += _PAGE
-                data = data[first:].rstrip(b"\0")
-                if data:
-                    text = base64.b64encode(zlib.compress(data, 1)).decode("ascii")
-                    packed.append(f"{at + first:x}:{text}")
-    finally:
-        view.release()
+    for start, length in data_extents(block.fd, 0, block.size):
+        for at in range(start, start + length, 1 << 20):
+            data = bytes(block.view[at : min(at + (1 << 20), start + length)])
+            first, last = 0, len(data)
+            while first < last and data[first : first + _PAGE] == _ZERO[: last - first]:
+                first += _PAGE
+            data = data[first:].rstrip(b"\0")
+            if data:
+                text = base64.b64encode(zlib.compress(data, 1)).decode("ascii")
+                packed.append(f"{at + first:x}:{text}")
     return packed
 
 
