@@ -19,9 +19,11 @@ from pykvm.arch.acpi.config import (
     SleepConfig,
     Window,
 )
+from pykvm.arch.acpi.place import DEFAULT_BASE, build_tables
 from pykvm.arch.acpi.tables import AcpiTables
 
 __all__ = [
+    "DEFAULT_BASE",
     "LEGACY_DEVICES",
     "AcpiConfig",
     "AcpiTables",
@@ -34,4 +36,5 @@ __all__ = [
     "ResetConfig",
     "SleepConfig",
     "Window",
+    "build_tables",
 ]

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 
 from pykvm.typed import NamedTuple
 
-LEGACY_DEVICES = (
-    "com1", "com2", "keyboard", "mouse", "rtc", "pit", "pic", "dma", "vga", "speaker", "fpu",
-)  # fmt: skip
+LEGACY_DEVICES = ("com1", "com2", "keyboard", "mouse", "rtc", "pit", "pic", "vga", "speaker")
 """Names for `AcpiConfig.legacy`. `pic` says that two 8259s are wired beside the APICs; `vga` that
 the legacy VGA window belongs to the PCI host (ACPI tells OSes not to probe for VGA without it)."""
 
@@ -62,6 +60,8 @@ class PmConfig(NamedTuple):
     sci: int = 9
     """ISA interrupt number of the SCI; level-triggered, active high."""
     timer_32bit: bool = True
+    sleep_type_s5: int = 0
+    """What SLP_TYP must hold for power-off."""
     smi_command: int = 0
     """SMI command port; 0: there is no SMM, the machine is always in ACPI mode."""
     acpi_enable: int = 0
@@ -75,6 +75,8 @@ class SleepConfig(NamedTuple):
     status: int
     io: bool = True
     """I/O ports; otherwise guest-physical addresses."""
+    sleep_type_s5: int = 5
+    """What SLP_TYP must hold for power-off."""
 
 
 class ResetConfig(NamedTuple):
@@ -121,20 +123,20 @@ class AcpiConfig:
     cpus: Sequence[int] = (0,)
     """APIC IDs; the position is the ACPI processor UID."""
     lapic_base: int = 0xFEE0_0000
-    ioapic: IoApicConfig | None = IoApicConfig()
+    ioapic: IoApicConfig | None = field(default_factory=IoApicConfig)
     overrides: Sequence[IrqOverride] | None = None
     """None: IRQ 0 → GSI 2 where there is a PIT, and the SCI as level, active high."""
-    pm: PmConfig | None = PmConfig()
+    pm: PmConfig | None = field(default_factory=PmConfig)
     """PM hardware; must be None for a hardware-reduced machine."""
     sleep: SleepConfig | None = None
     """Power-off of a hardware-reduced machine."""
-    reset: ResetConfig | None = ResetConfig()
+    reset: ResetConfig | None = field(default_factory=ResetConfig)
     hardware_reduced: bool = False
     legacy: frozenset[str] = field(default_factory=lambda: frozenset(LEGACY_DEVICES) - {"com2"})
     """Which of `LEGACY_DEVICES` there are."""
     power_button: bool = True
     """A fixed-hardware button where there is PM hardware (hardware-reduced: none)."""
-    pci: PciConfig | None = PciConfig()
+    pci: PciConfig | None = field(default_factory=PciConfig)
     virtio_mmio: Sequence[MmioDevice] = ()
     fw_cfg: int | None = 0x510
     """First I/O port of fw_cfg (12 ports, with DMA); None without it."""
