@@ -91,14 +91,15 @@ def _link(number: int, pci: PciConfig) -> bytes:
             return_(0x0B),
         ),
         method("_DIS", 0, or_(register, NOT_ROUTED, register)),
+        name("BUF", current),
+        _create_word_field("BUF", 1, "IRQM"),
         method(
             "_CRS", 0,
-            name("BUF", current),
-            _create_word_field("BUF", 1, "IRQM"),
             if_(
                 equal(and_(register, NOT_ROUTED), 0),
                 shift_left(1, and_(register, 0x0F), "IRQM"),
             ),
+            else_(store(0, "IRQM")),
             return_("BUF"),
             serialized=True,
         ),
@@ -158,7 +159,6 @@ def _osc() -> bytes:
     """Which PCI Express features the OS may control: all that it asks for and can be."""
     fits = if_(
         equal(arg(0), uuid(OSC_UUID)),
-        create_dword_field(arg(3), 4, "CDW2"),
         create_dword_field(arg(3), 8, "CDW3"),
         and_("CDW3", OSC_GRANTED, local(0)),
         # Bit 3: the OS asked for another revision; bit 4: not all that it asked for was granted.
@@ -177,24 +177,24 @@ def _osc() -> bytes:
 
 
 def _routing(pci: PciConfig, pic_mode: bool) -> list[bytes]:
+    """_PRT; its packages are made inside a method, where loading the table does not build them."""
     count = len(pci.pirq_gsis)
     direct = [
         package(slot << 16 | ALL_FUNCTIONS, pin, 0, pci.pirq_gsis[pirq(slot, pin, count)])
-        for slot in range(SLOTS)
+        for slot in pci.slots
         for pin in range(PINS)
     ]
+    if any(not 0 <= slot < SLOTS for slot in pci.slots):
+        raise ArchError(f"a PCI bus has the slots 0 to 31, not {list(pci.slots)}")
     if not pic_mode:
-        return [name("_PRT", package(*direct))]
+        return [method("_PRT", 0, return_(package(*direct)))]
     linked = [
         package(slot << 16 | ALL_FUNCTIONS, pin, f"\\_SB.{link_name(pirq(slot, pin, count))}", 0)
-        for slot in range(SLOTS)
+        for slot in pci.slots
         for pin in range(PINS)
     ]
-    return [
-        name("PRTA", package(*direct)),
-        name("PRTP", package(*linked)),
-        method("_PRT", 0, if_("\\PICF", return_("PRTA")), return_("PRTP")),
-    ]
+    modes = [if_("\\PICF", return_(package(*direct))), return_(package(*linked))]
+    return [method("_PRT", 0, *modes)]
 
 
 def _isa_bridge(pci: PciConfig, slot: int, legacy: list[bytes], pic_mode: bool) -> bytes:
