@@ -71,6 +71,10 @@ class StateReader:
                 raise self._refuse(name, value, wanted)
         return list(value)
 
+    def refuse(self, name: str, value: object, wanted: str) -> None:
+        """Raise `DeviceStateError` for a field that contradicts another."""
+        raise self._refuse(name, value, wanted)
+
     def finish(self) -> None:
         """Refuse fields that nobody asked for: they belong to another device or a later version."""
         if self._left:
