@@ -1,0 +1,134 @@
+"""`BlockBackend`: what a disk device model reads from and writes to.
+
+Offsets and lengths are bytes. Data goes straight between the disk and the caller's buffers, which
+may be views of guest memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from pykvm.errors import PykvmError
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+SECTOR = 512
+_ZEROS = bytes(1 << 16)
+
+
+class BlockError(PykvmError):
+    """A disk that cannot be opened, or an access that failed; `.errno` says which kind."""
+
+    def __init__(self, message: str, code: int = errno.EIO) -> None:
+        super().__init__(message)
+        self.errno = code
+
+
+class BlockBackend(ABC):
+    """A disk of `size` bytes, a multiple of 512.
+
+    Every access may raise `BlockError`: outside the disk, a write to a `read_only` one, an error
+    of the host. One thread at a time.
+    """
+
+    name: str = "disk"
+    size: int = 0
+    read_only: bool = False
+
+    @abstractmethod
+    def readv(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill the buffers, in order, from byte `offset` on."""
+
+    @abstractmethod
+    def writev(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Write the buffers, in order, from byte `offset` on."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`."""
+        self.check(offset, length)
+        data = bytearray(length)
+        self.readv(offset, [memoryview(data)])
+        return bytes(data)
+
+    def readinto(self, offset: int, view: Buffer) -> None:
+        """Fill one buffer from `offset` on."""
+        self.readv(offset, [memoryview(view).cast("B")])
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write one buffer at `offset`."""
+        self.writev(offset, [memoryview(data).cast("B")])
+
+    def flush(self) -> None:  # noqa: B027 - a disk in memory has nothing to flush
+        """What was written is on stable storage when this returns."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """The contents are not needed any more; they read as zeros or as before."""
+        self.check(offset, length, writing=True)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """As writing zeros, where possible without writing them."""
+        self.check(offset, length, writing=True)
+        zeros = memoryview(_ZEROS)
+        while length:
+            count = min(length, len(zeros))
+            self.writev(offset, [zeros[:count]])
+            offset += count
+            length -= count
+
+    def close(self) -> None:  # noqa: B027 - a disk in memory has nothing to close
+        """Give the file back. Twice is harmless."""
+
+    def check(self, offset: int, length: int, *, writing: bool = False) -> None:
+        """Raises `BlockError` for an access outside the disk, or a write that is not allowed."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise BlockError(
+                f"{self.name}: {length} bytes at {offset:#x} reach past its end at {self.size:#x}"
+            )
+        if writing and self.read_only:
+            raise BlockError(f"{self.name} is read-only", errno.EROFS)
+
+
+def total(views: Sequence[memoryview]) -> int:
+    """Bytes in a list of buffers."""
+    return sum([len(view) for view in views])
+
+
+class MemoryDisk(BlockBackend):
+    """A disk of bytes in memory, padded with zeros to a multiple of 512."""
+
+    def __init__(self, data: bytes = b"", *, read_only: bool = False, name: str = "memory") -> None:
+        self.data = bytearray(data) + bytes(-len(data) % SECTOR)
+        self.size = len(self.data)
+        self.read_only = read_only
+        self.name = name
+        self.flushes = 0
+
+    def readv(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Copy out."""
+        self.check(offset, total(views))
+        with memoryview(self.data) as data:
+            for view in views:
+                view[:] = data[offset : offset + len(view)]
+                offset += len(view)
+
+    def writev(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Copy in."""
+        self.check(offset, total(views), writing=True)
+        for view in views:
+            self.data[offset : offset + len(view)] = view
+            offset += len(view)
+
+    def flush(self) -> None:
+        """Counted, for tests."""
+        self.flushes += 1
+
+
+def host_error(name: str, what: str, error: OSError) -> BlockError:
+    """An error of the host's, as one of ours."""
+    code = error.errno or errno.EIO
+    return BlockError(f"{name}: {what} failed: {os.strerror(code)}", code)
