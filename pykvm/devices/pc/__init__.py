@@ -5,7 +5,7 @@ How each is made (all arguments have defaults unless marked; `irq`-like argument
 
     Cmos(irq, clock, *, start=None, ram_below_4g=0, ram_above_4g=0, boot_order="cda")   IRQ 8
     I8042(keyboard_irq, mouse_irq, clock, *, a20=None, reset=None)                   IRQ 1, 12
-        .keyboard: Ps2Keyboard   .mouse: Ps2Mouse   .type_text(text)   .press(key)   .release(key)
+        .keyboard, .mouse; .type_text(text) .tap("f12") .press(keys) .release(keys) .typed_left
     A20Gate(on_change=None)            shared by I8042 and Port92: `.enabled`
     Port92(a20=None, reset=None)
     ResetControl(reset=None)

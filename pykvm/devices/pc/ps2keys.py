@@ -16,31 +16,31 @@ class KeyNameError(PykvmError):
 
 BREAK = 0xF0  # set 2: the key in the next byte goes up
 
-_LETTERS = dict(
-    zip(
-        "abcdefghijklmnopqrstuvwxyz0123456789",
-        bytes.fromhex(
-            "1c32212324 2b3433433b 424b3a3144 4d152d1b2c 3c2a1d2235 1a45161e2625 2e363d3e46"
-        ),
-        strict=True,
-    )
+
+def _table(text: str) -> dict[str, int]:
+    words = text.split()
+    return {name: int(code, 16) for name, code in zip(words[::2], words[1::2], strict=True)}
+
+
+_ONE_BYTE = _table(
+    """
+    a 1c  b 32  c 21  d 23  e 24  f 2b  g 34  h 33  i 43  j 3b  k 42  l 4b  m 3a  n 31
+    o 44  p 4d  q 15  r 2d  s 1b  t 2c  u 3c  v 2a  w 1d  x 22  y 35  z 1a  0 45  1 16
+    2 1e  3 26  4 25  5 2e  6 36  7 3d  8 3e  9 46  esc 76  f1 05  f2 06  f3 04  f4 0c
+    f5 03  f6 0b  f7 83  f8 0a  f9 01  f10 09  f11 78  f12 07  grave_accent 0e  minus 4e
+    equal 55  backspace 66  tab 0d  bracket_left 54  bracket_right 5b  backslash 5d
+    caps_lock 58  semicolon 4c  apostrophe 52  ret 5a  shift 12  comma 41  dot 49  slash 4a
+    shift_r 59  ctrl 14  alt 11  spc 29  num_lock 77  scroll_lock 7e  less 61
+    kp_multiply 7c  kp_subtract 7b  kp_add 79  kp_decimal 71  kp_0 70  kp_1 69  kp_2 72
+    kp_3 7a  kp_4 6b  kp_5 73  kp_6 74  kp_7 6c  kp_8 75  kp_9 7d
+    """
 )
-_CONTROL = dict(
-    zip(
-        ["esc", "f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9", "f10", "f11", "f12", "grave_accent", "minus", "equal", "backspace", "tab", "bracket_left", "bracket_right", "backslash", "caps_lock", "semicolon", "apostrophe", "ret", "shift", "comma", "dot", "slash", "shift_r", "ctrl", "alt", "spc", "num_lock", "scroll_lock", "less", "kp_multiply", "kp_subtract", "kp_add", "kp_decimal", "kp_0", "kp_1", "kp_2", "kp_3", "kp_4", "kp_5", "kp_6", "kp_7", "kp_8", "kp_9"],
-        bytes.fromhex(
-            "76 05 06 04 0c 03 0b 83 0a 01 09 78 07 0e 4e 55 66 0d 54 5b 5d 58 4c 52 5a 12 41 49"
-            "4a 59 14 11 29 77 7e 61 7c 7b 79 71 70 69 72 7a 6b 73 74 6c 75 7d"
-        ),
-        strict=True,
-    )
-)
-_EXTENDED = dict(  # these have the prefix 0xE0
-    zip(
-        ["meta_l", "ctrl_r", "alt_r", "meta_r", "menu", "insert", "home", "pgup", "delete", "end", "pgdn", "up", "left", "down", "right", "kp_divide", "kp_enter", "power", "sleep", "wake"],
-        bytes.fromhex("1f 14 11 27 2f 70 6c 7d 71 69 7a 75 6b 72 74 4a 5a 37 3f 5e"),
-        strict=True,
-    )
+_EXTENDED = _table(  # these have the prefix 0xE0
+    """
+    meta_l 1f  ctrl_r 14  alt_r 11  meta_r 27  menu 2f  insert 70  home 6c  pgup 7d
+    delete 71  end 69  pgdn 7a  up 75  left 6b  down 72  right 74  kp_divide 4a
+    kp_enter 5a  power 37  sleep 3f  wake 5e
+    """
 )
 _ALIASES = {
     "enter": "ret", "return": "ret", "escape": "esc", "space": "spc", "control": "ctrl",
@@ -57,7 +57,7 @@ _SHIFTED = dict(zip('~!@#$%^&*()_+{}|:"<>?', "`1234567890-=[]\\;',./", strict=Tr
 
 #: Name → the bytes of set 2 when it goes down, and when it goes up.
 KEYS: dict[str, tuple[bytes, bytes]] = {
-    **{name: (bytes((c,)), bytes((BREAK, c))) for name, c in (_LETTERS | _CONTROL).items()},
+    **{name: (bytes((c,)), bytes((BREAK, c))) for name, c in _ONE_BYTE.items()},
     **{name: (bytes((0xE0, c)), bytes((0xE0, BREAK, c))) for name, c in _EXTENDED.items()},
     "sysrq": (bytes.fromhex("e012e07c"), bytes.fromhex("e0f07ce0f012")),
     "pause": (bytes.fromhex("e11477e1f014f077"), b""),
