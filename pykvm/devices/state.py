@@ -60,14 +60,16 @@ class StateReader:
             raise self._refuse(name, value, "true or false")
         return value
 
-    def integers(self, name: str, most: int, high: int, least: int = 0) -> list[int]:
-        """The list field `name`: `least` to `most` integers from 0 to `high`."""
+    def integers(
+        self, name: str, most: int, high: int, *, least: int = 0, low: int = 0
+    ) -> list[int]:
+        """The list field `name`: `least` to `most` integers from `low` to `high`."""
         value = self._take(name)
-        wanted = f"a list of {least} to {most} integers up to {high}"
+        wanted = f"a list of {least} to {most} integers from {low} to {high}"
         if not isinstance(value, list | tuple) or not least <= len(value) <= most:
             raise self._refuse(name, value, wanted)
         for item in value:
-            if type(item) is not int or not 0 <= item <= high:
+            if type(item) is not int or not low <= item <= high:
                 raise self._refuse(name, value, wanted)
         return list(value)
 
