@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pykvm.bus import BusDevice, MmioBus, PioBus, Range
 from pykvm.kvm import Kvm, Vcpu, Vm
@@ -15,8 +15,11 @@ from pykvm.typed import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from pykvm.boot import LoadedImage
+    from pykvm.devices.clock import MonotonicClock
+    from pykvm.devices.display import Screen
     from pykvm.kvm.accounting import TraceRecord
     from pykvm.kvm.exits import Exit
+    from pykvm.machine.assist import Assist
     from pykvm.machine.boards import Board
     from pykvm.machine.boards.standard import Standard
     from pykvm.machine.control import Control
@@ -42,6 +45,12 @@ class Attached:
     standard: Standard | None
     devices: list[Any]
     irqchip: Irqchip
+    cmdline: str
+    triple_fault: str
+    acpi: bool
+    assist: Assist | None = None
+    """What completed refused instructions, once there was one; see `assist.counts`."""
+    assist_mode: str = "auto"
     unclaimed: Unclaimed
     image: LoadedImage | None
     exit_handlers: dict[int, Callable[[Exit], bool]]
@@ -56,6 +65,10 @@ class Attached:
     _result: RunResult | None
     _failure: BaseException | None
     _running: threading.Lock
+    _clock: MonotonicClock | None = None
+    _screen: Screen | None = None
+    virtio_mmio: list[tuple[int, int]]
+    """virtio-mmio devices: (guest-physical address, GSI)."""
 
     @property
     def whole(self) -> Machine:
@@ -142,6 +155,26 @@ class Attached:
         """`handler(exit)` sees exits of a `KVM_EXIT_*` number first; True means it is done."""
         self.exit_handlers[reason] = handler
 
+    @property
+    def clock(self) -> MonotonicClock:
+        """The clock of this machine's devices."""
+        if self._clock is None:
+            from pykvm.devices.clock import MonotonicClock
+
+            self._clock = MonotonicClock()
+        return self._clock
+
+    @property
+    def screen(self) -> Screen:
+        """What the VGA shows: text, PNG. Raises `MachineError` on boards without one."""
+        if self._screen is None:
+            raise MachineError(f'the {self.board.name} board has no screen; use board="pc"')
+        return self._screen
+
+    @screen.setter
+    def screen(self, screen: Screen) -> None:
+        self._screen = screen
+
     def add_device(
         self,
         device: BusDevice,
@@ -164,6 +197,25 @@ class Attached:
             assert mmio is not None
             claimed = self.mmio.add_device(device, mmio, length)
         self.devices.append(device)
+        return claimed
+
+    def add_ranges(self, device: Any, ranges: Iterable[Any] | None = None) -> list[Range]:
+        """Puts a device that knows its places on the buses: `device.ranges()`, or those given."""
+        claimed = self.claim(device.ranges() if ranges is None else ranges)
+        self.devices.append(device)
+        return claimed
+
+    def claim(self, ranges: Iterable[Any]) -> list[Range]:
+        """Claims (kind, address, length, device) ranges, all or none. Raises `BusError`."""
+        claimed: list[Range] = []
+        try:
+            for kind, address, length, device in ranges:
+                bus = self.pio if kind == "pio" else self.mmio
+                claimed.append(bus.add_device(device, address, length))
+        except BaseException:
+            for taken in claimed:
+                taken.remove()
+            raise
         return claimed
 
     def _check_open(self) -> None:

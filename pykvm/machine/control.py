@@ -57,10 +57,25 @@ class Control:
     def post(self, outcome: Outcome) -> None:
         """Ends the run from any thread, unless it has ended already."""
         with self.changed:
-            if self.outcome is None:
+            if self.outcome is None or self._overrides(outcome):
                 self.outcome = outcome
             self.changed.notify_all()
         self.kick_all()
+
+    def _overrides(self, outcome: Outcome) -> bool:
+        # A machine that is about to restart can still be stopped.
+        assert self.outcome is not None
+        return outcome.reason is StopReason.STOPPED and self.outcome.reason is StopReason.RESET
+
+    def take_stop(self) -> Outcome | None:
+        """Ready for the machine's restart; returns the stop that came instead, if one did."""
+        with self.changed:
+            outcome = self.outcome
+            if outcome is not None and outcome.reason is StopReason.STOPPED:
+                return outcome
+            self.outcome = None
+            self.idle.clear()
+            return None
 
     def kick_all(self) -> None:
         """Gets every vCPU out of the guest."""

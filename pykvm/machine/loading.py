@@ -39,6 +39,11 @@ def flat_symbols(guest: GuestImage) -> SymbolTable:
     return SymbolTable(lambda: (symbols, ""))
 
 
+# Kinds of image that are not told about the machine; it prepares for the others.
+_PLAIN = {"flat", "elf"}
+_KERNEL_OPTIONS = ("initrd", "fast_boot", "protocol")
+
+
 def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
     """Loads and places an image; the machine is unchanged if it is refused."""
     if machine.status == "running":
@@ -48,6 +53,16 @@ def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
         add_defaults(guest, options)
     source = image if guest is None else guest.path
     ram = [(r.gpa, r.size) for r in machine.memory.regions]
+    kernel = {key: options.pop(key) for key in _KERNEL_OPTIONS}
+    if guest is None and _is_kernel(machine, source, options["format"], kernel):
+        machine.board.prepare()
+        environment = machine.board.environment({**options, **kernel})
+        options["environment"] = environment
+        options["cmdline"], options["modules"] = "", ()  # they are in the environment
+        machine.cmdline = environment.cmdline
+    else:
+        machine.board.tables = []
+        machine.cmdline = ""
     loaded = boot.load_image(source, memory_size=machine.memory_size, ram=ram, **options)
     if guest is not None and guest.symbols:
         loaded.symbol_table = flat_symbols(guest)
@@ -56,6 +71,32 @@ def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
 
         reset_cpus(machine)  # the last guest may have left the CPU halted, or an interrupt pending
         machine.has_run = False
-    loaded.place(machine.memory)
-    loaded.state.apply(machine.vcpus[0], None)
+    place(machine, loaded)
     return loaded
+
+
+def place(machine: Machine, loaded: boot.LoadedImage) -> None:
+    """The image and the machine's tables into memory, the entry state into vCPU 0."""
+    loaded.place(machine.memory)
+    machine.board.place()
+    loaded.state.apply(machine.vcpus[0], None)
+
+
+def _is_kernel(machine: Machine, image: Any, format: str, options: dict[str, Any]) -> bool:
+    """Whether the loader wants to know about the machine."""
+    if any(options[key] not in (None, False, "auto") for key in options):
+        return True
+    if format == "auto":
+        from pykvm.boot.detect import detect
+        from pykvm.boot.source import open_source
+
+        source = open_source(image)
+        format = detect(source.name, source.data)
+        if format == "elf":
+            from pykvm.boot.elf import ElfImage
+
+            elf = ElfImage(source.name, source.data, None)
+            return bool(elf.note_ranges or elf.is_higher_half)
+    if format == "multiboot":  # small kernels that need nothing else are spared the tables
+        return machine.board.name == "pc"
+    return format not in _PLAIN

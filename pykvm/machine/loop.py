@@ -166,13 +166,21 @@ def _typed(machine: Machine, vcpu: Vcpu, error: int) -> Outcome | None:
         return Outcome(StopReason.STOPPED, vcpu_id, detail="debug exit", exit=exit_)
     if isinstance(exit_, (exits.IrqWindowOpenExit, exits.IntrExit, exits.IoapicEoiExit)):
         return None
+    detail = ""
+    if isinstance(exit_, exits.InternalErrorExit) and machine.assist_mode != "off":
+        from pykvm.machine.assist import finish
+
+        why = finish(machine, vcpu, exit_)
+        if why is None:
+            return None
+        detail = f"; the assist cannot finish it because {why}" if why else ""
     reason = {
         exits.ShutdownExit: StopReason.SHUTDOWN,
         exits.FailEntryExit: StopReason.FAIL_ENTRY,
         exits.InternalErrorExit: StopReason.INTERNAL_ERROR,
     }.get(type(exit_), StopReason.UNHANDLED)
     exit_._detach()
-    return Outcome(reason, vcpu_id, detail=str(exit_), exit=exit_)
+    return Outcome(reason, vcpu_id, detail=f"{exit_}{detail}", exit=exit_)
 
 
 def _repeat(machine: Machine, exit_: exits.IoExit) -> None:

@@ -46,6 +46,8 @@ class Machine(Running):
     - `triple_fault`: "stop" reports it as a crash, "reset" takes it as the reset that it is on a
       PC; "auto" does so if a Linux command line asks for it (`reboot=t`).
     - `acpi`: False leaves the ACPI tables out.
+    - `assist`: "off" lets an instruction that KVM's emulator refuses end the run; "auto" and "on"
+      complete it in user space (`pykvm.machine.assist`), at no cost until there is one.
 
     Raises `KvmUnavailable` without a usable /dev/kvm, `MachineError` for impossible arguments.
     """
@@ -65,6 +67,7 @@ class Machine(Running):
         devices: bool = True,
         triple_fault: Literal["auto", "stop", "reset"] = "auto",
         acpi: bool = True,
+        assist: Literal["auto", "on", "off"] = "auto",
         kvm: Kvm | None = None,
     ) -> None:
         size = memory_size(memory)
@@ -86,7 +89,12 @@ class Machine(Running):
             )
         if triple_fault not in ("auto", "stop", "reset"):
             raise MachineError(f"triple_fault={triple_fault!r} is not auto, stop or reset")
-        self.triple_fault: Literal["auto", "stop", "reset"] = triple_fault
+        self.triple_fault = triple_fault
+        if assist not in ("auto", "on", "off"):
+            raise MachineError(f"assist={assist!r} is not auto, on or off")
+        self.assist_mode = assist
+        self.assist = None
+        self.cmdline = ""
         self.acpi = acpi
         self.unclaimed = Unclaimed(unclaimed)
         self.exit_handlers = {}
@@ -101,6 +109,7 @@ class Machine(Running):
         self._running = threading.Lock()
         self._local = threading.local()
         self.devices = []
+        self.virtio_mmio = []
         self.standard = None
         self.reset_image = None
         self.has_run = False
@@ -136,19 +145,26 @@ class Machine(Running):
         format: str = "auto",
         modules: tuple[Any, ...] | list[Any] = (),
         cmdline: str = "",
+        initrd: str | os.PathLike[str] | bytes | None = None,
+        fast_boot: bool = False,
+        protocol: str = "auto",
     ) -> LoadedImage:
         """Puts an image into guest memory and its entry state into vCPU 0.
 
         `image` is a path, the bytes themselves, or the name of a guest that pykvm ships
         ("hello64"). The format is found by looking. `load` and `entry` are guest-physical
-        addresses for flat images, `mode` is "real", "protected" or "long". Raises `ImageError`.
+        addresses for flat images, `mode` is "real", "protected" or "long". For kernels:
+        `cmdline`, `initrd` (a path or bytes), `modules`; `fast_boot` unpacks a compressed Linux
+        on the host, `protocol` chooses its entry ("auto", "64", "32", "16", "pvh"). Raises
+        `ImageError`.
         """
         from pykvm.machine.loading import load_into
 
         self._check_usable("load an image")
         self.image = load_into(
             self, image, load=load, entry=entry, mode=mode, format=format,
-            modules=tuple(modules), cmdline=cmdline,
+            modules=tuple(modules), cmdline=cmdline, initrd=initrd, fast_boot=fast_boot,
+            protocol=protocol,
         )  # fmt: skip
         self._status = Status.READY
         return self.image
@@ -185,6 +201,10 @@ class Machine(Running):
             if close is not None:
                 close()
         self.devices.clear()
+        if self._clock is not None:
+            self._clock.close()
+        if self.assist is not None:
+            self.assist.close()
         if hasattr(self, "vm"):
             self.vm.close()
         if hasattr(self, "memory"):

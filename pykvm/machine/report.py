@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
 
 _TITLES = {
+    StopReason.PANIC: "the guest's kernel panicked",
     StopReason.SHUTDOWN: "triple fault: the CPU met an exception while it delivered a double fault",
     StopReason.INTERNAL_ERROR: "KVM could not go on with this guest",
     StopReason.FAIL_ENTRY: "the CPU refused to enter the guest with this state",
@@ -29,6 +30,8 @@ def crash_report(machine: Machine, outcome: Outcome, records: Sequence[TraceReco
     lines = [f"pykvm: {_TITLES.get(outcome.reason, str(outcome.reason))} (vCPU {vcpu.id})"]
     if outcome.detail:
         lines.append(f"  {outcome.detail}")
+    if outcome.reason is StopReason.PANIC:  # its own report is on its console
+        return "\n".join(lines)
     parts = [registers, code]
     if outcome.reason is StopReason.SHUTDOWN and vcpu.regs.rip == RESET_RIP:
         parts = [last_entry]

@@ -21,6 +21,7 @@ class StopReason(StrEnum):
     DEBUG_EXIT = "debug-exit"  # a write to the debug-exit port
     POWER_OFF = "power-off"
     RESET = "reset"
+    PANIC = "panic"  # the guest's kernel said that it panicked
     TIMEOUT = "timeout"
     STOPPED = "stopped"  # Machine.stop(), or the escape sequence on the terminal
     UNCLAIMED = "unclaimed"  # an access that nobody owns, with unclaimed="stop"
@@ -38,6 +39,7 @@ class StopReason(StrEnum):
 
 
 _CRASHES = {
+    StopReason.PANIC,
     StopReason.SHUTDOWN,
     StopReason.INTERNAL_ERROR,
     StopReason.FAIL_ENTRY,
@@ -83,7 +85,8 @@ class Outcome(NamedTuple):
 class RunResult:
     """What `Machine.run()` found out.
 
-    - `reason`: why it stopped; `detail`: the same in words, for crashes.
+    - `reason`: why it stopped; `detail`: the same in words, for crashes. `resets`: how often the
+      guest restarted itself during this run (`run(reboot=True)`).
     - `exit_code`: the shell exit status of the command line: 0, `(v << 1) | 1`, 124 or 126.
     - `value`: what the guest wrote to the debug-exit port; `vcpu`: whose exit ended the run;
       `exit`: that exit, if it was a typed one.
@@ -94,7 +97,7 @@ class RunResult:
 
     __slots__ = (
         "debugcon", "detail", "elapsed", "exit", "exit_code", "exits", "last_exits", "reason",
-        "report", "serial", "value", "vcpu",
+        "report", "resets", "serial", "value", "vcpu",
     )  # fmt: skip
 
     def __init__(self, outcome: Outcome, elapsed: float, exits: dict[str, int]) -> None:
@@ -110,6 +113,7 @@ class RunResult:
         self.debugcon = b""
         self.last_exits: list[TraceRecord] = []
         self.report = ""
+        self.resets = 0
 
     @property
     def text(self) -> str:

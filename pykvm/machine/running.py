@@ -10,6 +10,9 @@ from pykvm.machine.attached import Attached
 from pykvm.machine.loop import drive
 from pykvm.machine.result import MachineError, Outcome, RunResult, Status, Stop, StopReason
 
+# Ends that need no second look: nothing is loaded for them.
+_PLAIN_ENDS = (StopReason.DEBUG_EXIT, StopReason.STOPPED)
+
 
 class Running(Attached):
     """Running a machine. `Machine` is made of this."""
@@ -21,10 +24,11 @@ class Running(Attached):
             return Status.PAUSED
         return self._status
 
-    def run(self, timeout: float | None = None) -> RunResult:
+    def run(self, timeout: float | None = None, *, reboot: bool = False) -> RunResult:
         """Runs the guest in this thread (and one per vCPU when there are several) until it stops.
 
-        `timeout` is in seconds. An exception in a handler stops every vCPU, keeps the exit as
+        `timeout` is in seconds. With `reboot` a guest that resets its machine starts again, as
+        after `reset()`. An exception in a handler stops every vCPU, keeps the exit as
         `exception.exit`, and is raised here; so is `KeyboardInterrupt`. Raises `MachineError` on
         a crashed, closed or already running machine.
         """
@@ -39,15 +43,44 @@ class Running(Attached):
             started = time.monotonic()
             marks = self._output_marks()
             try:
-                outcome = self._run_vcpus(timeout)
+                outcome, resets = self._run_boots(timeout, reboot)
             except BaseException:
                 self._status = Status.READY
                 raise
             elapsed = time.monotonic() - started
-            return self._finish(outcome, elapsed, marks)
+            return self._finish(outcome, elapsed, marks, resets)
         finally:
             self.control.begin()
             self._running.release()
+
+    def _run_boots(self, timeout: float | None, reboot: bool) -> tuple[Outcome, int]:
+        """Runs until the end, over resets if `reboot`; returns it and the number of resets."""
+        resets = 0
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            mark = self._output_marks()[0]
+            outcome = self._run_vcpus(timeout)
+            if outcome.reason not in _PLAIN_ENDS:
+                outcome = self._judge(outcome, mark)
+            if not reboot or outcome.reason is not StopReason.RESET:
+                return outcome, resets
+            stopped = self.control.take_stop()
+            if stopped is None:
+                from pykvm.machine.vcpu_reset import reset_machine
+
+                reset_machine(self.whole)
+                resets += 1
+                stopped = self.control.outcome
+            if stopped is not None:  # somebody's stop() during the restart
+                return stopped, resets
+            if deadline is not None:
+                timeout = max(0.0, deadline - time.monotonic())
+
+    def _judge(self, outcome: Outcome, mark: int) -> Outcome:
+        from pykvm.machine.ending import judge
+
+        output = b"" if self.standard is None else self.standard.captured.since(mark)
+        return judge(self.whole, outcome, output)
 
     def _run_vcpus(self, timeout: float | None) -> Outcome:
         from pykvm.machine import threads
@@ -58,9 +91,12 @@ class Running(Attached):
             return threads.run_here(self.whole, self.vcpus[0], timeout)
         return threads.run_many(self.whole, timeout)
 
-    def _finish(self, outcome: Outcome, elapsed: float, marks: tuple[int, int]) -> RunResult:
+    def _finish(
+        self, outcome: Outcome, elapsed: float, marks: tuple[int, int], resets: int
+    ) -> RunResult:
         reason = outcome.reason
         result = RunResult(outcome, elapsed, self.exit_counts())
+        result.resets = resets
         if self.standard is not None:
             result.serial = self.standard.captured.since(marks[0])
             result.debugcon = self.standard.debugcon_captured.since(marks[1])
@@ -146,6 +182,14 @@ class Running(Attached):
         if vcpu is not None:
             raise Stop(reason, value, detail)
         self.control.post(Outcome(reason, 0, value, detail))
+
+    def guest_reset(self) -> None:
+        """For devices: the guest resets the machine."""
+        self.request_stop(StopReason.RESET)
+
+    def guest_power_off(self) -> None:
+        """For devices: the guest switches the machine off."""
+        self.request_stop(StopReason.POWER_OFF)
 
     # -- what the loop calls ---------------------------------------------------------------------
 

@@ -103,7 +103,8 @@ def reset_machine(machine: Machine) -> None:
     for region in machine.memory.regions:
         region.fill(0, region.size, 0)
     if machine.image is not None:
-        machine.image.place(machine.memory)
-        machine.image.state.apply(machine.vcpus[0], None)
+        from pykvm.machine.loading import place
+
+        place(machine, machine.image)
     for vcpu in machine.vcpus:
         vcpu.reset_stats()

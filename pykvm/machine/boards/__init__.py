@@ -13,6 +13,7 @@ from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.boot.environment import BootEnvironment
+    from pykvm.devices.pc import AcpiPm
     from pykvm.machine.attached import Irqchip
     from pykvm.machine.machine import Machine
 
@@ -28,21 +29,26 @@ class Board:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self.has_firmware = False
+        self.tables: list[tuple[int, bytes]] = []  # guest-physical address, contents
+        self.legacy_devices: list[str] = []  # for the ACPI tables; see pykvm.arch.acpi
 
     def populate(self, serial: Any, debugcon: Any) -> None:
         """Puts the board's devices on the buses of the new machine."""
 
-    def prepare(self, kind: str) -> None:
-        """Adds what an image of this kind will look for; called by `load()`, before it."""
+    def prepare(self) -> None:
+        """Adds what a kernel that knows PCs looks for; called by `load()`, before it."""
 
-    def environment(self, kind: str, options: dict[str, Any]) -> BootEnvironment:
+    def environment(self, options: dict[str, Any]) -> BootEnvironment:
         """What the loader of a kernel needs to know of the machine."""
         from pykvm.machine.boards.bootenv import environment
 
-        return environment(self.machine, kind, options)
+        return environment(self.machine, options)
 
     def place(self) -> None:
-        """Writes the tables that describe the machine into its memory, after a load or reset."""
+        """What firmware would have done: tables in memory; after a load and after a reset."""
+        for gpa, data in self.tables:
+            self.machine.memory.write(gpa, data)
 
 
 class Microvm(Board):
@@ -50,12 +56,20 @@ class Microvm(Board):
 
     name = "microvm"
     default_irqchip: Irqchip = "kernel"
+    pm: AcpiPm
 
     def populate(self, serial: Any, debugcon: Any) -> None:
         """COM1, debug-exit, debugcon, POST port."""
         from pykvm.machine.boards.standard import add_standard_devices
 
         self.machine.standard = add_standard_devices(self.machine, serial, debugcon)
+
+    def prepare(self) -> None:
+        """Power-off, reset and the power button, for kernels that find them through ACPI."""
+        if not hasattr(self, "pm") and self.machine.acpi and self.machine.irqchip != "none":
+            from pykvm.machine.boards.power import add_power_management
+
+            self.pm = add_power_management(self.machine)
 
 
 def make_board(machine: Machine, name: str) -> Board:

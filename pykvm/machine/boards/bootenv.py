@@ -1,0 +1,37 @@
+"""The `BootEnvironment` of a machine: what the loader passes on to a kernel."""
+
+from __future__ import annotations
+
+from pykvm.boot.environment import VGA_TEXT, BootEnvironment
+from pykvm.machine.boards import describe, layout
+from pykvm.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pykvm.machine.machine import Machine
+
+
+def environment(machine: Machine, options: dict[str, Any]) -> BootEnvironment:
+    """What the machine tells a kernel, with what the user gave `load()`."""
+    blobs, rsdp = describe.tables(machine)
+    machine.board.tables = blobs
+    cmdline = options.get("cmdline", "")
+    if rsdp is None:
+        cmdline = " ".join([cmdline, *virtio_options(machine)]).strip()
+    reserved = [(layout.BIOS_AREA, layout.BIOS_AREA_END - layout.BIOS_AREA)] if blobs else []
+    return BootEnvironment(
+        e820=describe.memory_map(machine),
+        rsdp=rsdp,
+        cmdline=cmdline,
+        initrd=options.get("initrd"),
+        modules=options.get("modules", ()),
+        framebuffer=VGA_TEXT if machine.board.vga_window else None,
+        fast_boot=options.get("fast_boot", False),
+        reserved=reserved,
+        protocol=options.get("protocol", "auto"),
+    )
+
+
+def virtio_options(machine: Machine) -> list[str]:
+    """Linux's way to hear of virtio-mmio devices without ACPI."""
+    size = f"{layout.VIRTIO_MMIO_SIZE:#x}"
+    return [f"virtio_mmio.device={size}@{gpa:#x}:{gsi}" for gpa, gsi in machine.virtio_mmio]

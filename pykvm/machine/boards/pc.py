@@ -1,12 +1,135 @@
-"""The pc board: PCI, ACPI and the legacy devices of a PC."""
+"""The pc board: PCI, ACPI and the legacy devices of a PC.
+
+The chipset that software sees is a Q35 with an ICH9; `pykvm.machine.boards.layout` has the map.
+"""
 
 from __future__ import annotations
 
-from pykvm.machine.boards import Microvm
+from pykvm.devices.debugcon import DebugCon
+from pykvm.devices.display import PciVga, Screen, Vga, legacy_ranges
+from pykvm.devices.pc import A20Gate, AcpiPm, FwCfg, Port92, PvPanic, ResetControl
+from pykvm.devices.pci import (
+    BusMapper,
+    Ich9Lpc,
+    IntxRouter,
+    PciBus,
+    PciDevice,
+    PciHost,
+    Q35HostBridge,
+    RamBlock,
+    Window,
+    assign_bars,
+)
+from pykvm.machine.boards import Microvm, layout
+from pykvm.machine.msi import MappedRam, MsiSender
+from pykvm.machine.result import StopReason
+from pykvm.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pykvm.bus import Range
+    from pykvm.machine.machine import Machine
+
+VGA_SLOT, LPC_SLOT, FIRST_FREE_SLOT = 2, 0x1F, 3
+PCI_PORTS = Window(0xC000, 0x4000)
 
 
 class PcBoard(Microvm):
-    """A PC as software expects it since the ICH9."""
+    """A PC as software has expected it since the ICH9.
+
+    `pci` is its bus, `fw_cfg`, `pm` and `vga` are those devices.
+    """
 
     name = "pc"
     vga_window = True
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self._pm_ranges: list[Range] = []
+
+    def populate(self, serial: Any, debugcon: Any) -> None:
+        """All of the board's devices, in the order in which they are reset."""
+        super().populate(serial, debugcon)
+        machine = self.machine
+        self._legacy()
+        self._pci()
+        self.vga = Vga()
+        machine.add_ranges(self.vga, legacy_ranges(self.vga))
+        self.add_pci(PciVga(self.vga), VGA_SLOT)
+        machine.screen = Screen(self.vga)
+
+    def _legacy(self) -> None:
+        machine = self.machine
+        standard = machine.standard
+        assert standard is not None
+        machine.add_device(DebugCon(standard.firmware_log), pio=layout.FIRMWARE_DEBUG)
+        self.a20 = A20Gate()
+        self.reset_control = ResetControl(machine.guest_reset)
+        machine.add_device(Port92(self.a20, machine.guest_reset), pio=layout.PORT_92)
+        self.pm = AcpiPm(
+            machine.wiring.line(layout.SCI_IRQ), machine.clock, power_off=machine.guest_power_off
+        )
+        machine.add_ranges(self.pm, self.pm.ranges()[1:])
+        self.fw_cfg = FwCfg(machine.memory)
+        machine.add_ranges(self.fw_cfg)
+        machine.add_ranges(PvPanic(self._panicked))
+
+    def _panicked(self, events: int) -> None:
+        self.machine.request_stop(StopReason.PANIC, detail="the guest told the pvpanic device")
+
+    def _pci(self) -> None:
+        machine = self.machine
+        self.mapper = BusMapper(
+            machine.pio, machine.mmio, machine.memory, self._map_ram, reserved=_reserved(machine)
+        )
+        wiring = machine.wiring
+        self.router = IntxRouter(
+            [wiring.line(layout.PIRQ_GSI + n) for n in range(layout.PIRQS)],
+            {irq: wiring.line(irq) for irq in (3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15)},
+        )
+        self.msi = MsiSender(machine.vm)
+        self.pci = PciBus(self.mapper, self.router, self.msi)
+        self.host = PciHost(self.pci, self.reset_control)
+        machine.add_device(self.host, pio=layout.PCI_CONFIG, length=8)
+        machine.devices.append(self.reset_control)  # its port is inside the host bridge's
+        self.add_pci(Q35HostBridge(self.host, layout.ECAM), 0)
+        self.add_pci(Ich9Lpc(self.router, self._pm_moved, layout.PM_EVENT), LPC_SLOT)
+
+    def add_pci(self, device: PciDevice, slot: int | None = None, function: int = 0) -> int:
+        """Puts a function on bus 0, in the first free slot unless told; returns the slot."""
+        if slot is None:
+            slot = self.pci.free_slot(FIRST_FREE_SLOT)
+        self.pci.add(slot, function, device)
+        self.machine.devices.append(device)
+        return slot
+
+    def _map_ram(self, address: int, block: RamBlock, readonly: bool) -> MappedRam:
+        return MappedRam(self.machine.vm, address, block, readonly)
+
+    def _pm_moved(self, base: int | None) -> None:
+        for claimed in self._pm_ranges:
+            claimed.remove()
+        self._pm_ranges = []
+        if base is not None:
+            self._pm_ranges = self.machine.claim(self.pm.ranges(base)[:1])
+
+    def place(self) -> None:
+        """Assigns BARs, as firmware would, unless there is firmware to do it."""
+        super().place()
+        if not self.has_firmware:
+            assign_bars(
+                self.pci,
+                PCI_PORTS,
+                [
+                    Window(layout.PCI_WINDOW, layout.PCI_WINDOW_SIZE),
+                    Window(layout.PCI_WINDOW2, layout.PCI_WINDOW2_SIZE),
+                ],
+                Window(layout.pci_window64(self.machine.memory_size), layout.PCI_WINDOW64_SIZE),
+            )
+
+
+def _reserved(machine: Machine) -> list[tuple[int, int]]:
+    """What answers without being on the bus: (guest-physical address, bytes)."""
+    reserved = [(layout.IDENTITY_MAP, 16 * layout.KIB)]
+    if machine.irqchip != "none":
+        reserved += [(layout.LAPIC, layout.MIB), (layout.IOAPIC, layout.IOAPIC_SIZE)]
+    return reserved

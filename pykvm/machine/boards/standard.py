@@ -73,6 +73,7 @@ class Standard:
         shown: Callable[[bytes], object] = self.debugcon_captured.write
         if debugcon is not None:
             shown = _both(shown, debugcon if callable(debugcon) else debugcon.write)
+        self.firmware_log = shown
         self.debugcon = DebugCon(shown)
         self.post = PostCode()
         self.debug_exit = DebugExit(
