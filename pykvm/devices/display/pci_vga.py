@@ -6,8 +6,7 @@ import os
 
 from pykvm.devices.display import dispi as vbe
 from pykvm.devices.display.vga import MMIO_SIZE, WINDOW, WINDOW_SIZE, Vga
-from pykvm.devices.display.window import Window
-from pykvm.devices.pci.bar import Bar
+from pykvm.devices.pci.bar import Bar, Registers
 from pykvm.devices.pci.device import PciDevice
 from pykvm.errors import PykvmError
 from pykvm.typed import NamedTuple
@@ -29,7 +28,7 @@ class LegacyRange(NamedTuple):
     kind: str
     address: int
     length: int
-    device: Vga | Window
+    device: Vga | Registers
 
 
 class PciVga(PciDevice):

@@ -15,8 +15,8 @@ from pykvm.devices.display.dispi import Dispi
 from pykvm.devices.display.planes import Planes
 from pykvm.devices.display.registers import FIRST_PORT, PORTS, Registers
 from pykvm.devices.display.vram import pack_memory, unpack_memory
-from pykvm.devices.display.window import Window
 from pykvm.devices.pci.bar import RamBlock
+from pykvm.devices.pci.bar import Registers as Window
 from pykvm.devices.state import StateReader
 
 VRAM_SIZE = 16 << 20
