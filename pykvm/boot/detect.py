@@ -1,7 +1,11 @@
 """What kind of image some bytes are: found by looking, never by file name.
 
-A multiboot header wins over ELF (a multiboot kernel usually is an ELF file). Files that are plainly
-something else, which nobody means to run as raw code, are named and refused; all others are flat.
+A bzImage's setup header wins over everything, then a multiboot 1 header, then one of multiboot 2 (a
+multiboot kernel usually is an ELF file). Of ELF files, those with a PVH entry and those that are a
+Linux kernel have a format of their own (`pykvm.boot.kernels`). Compressed files are unpacked by
+`load_image` and looked at again. Files that are plainly something else, which nobody means to run
+as raw code, are named and refused; all others are flat. Firmware cannot be told from flat code, so
+it has to be asked for.
 """
 
 from __future__ import annotations
@@ -9,29 +13,34 @@ from __future__ import annotations
 import struct
 
 from pykvm.boot.errors import ImageError
-from pykvm.boot.multiboot_header import find_header, has_multiboot2_header
+from pykvm.boot.multiboot2_header import has_multiboot2_header
+from pykvm.boot.multiboot_header import find_header
 from pykvm.typed import Literal
 
-Format = Literal["flat", "elf", "multiboot"]
-"""What the loaders can load."""
+Format = Literal[
+    "flat", "elf", "multiboot", "multiboot2", "bzimage", "pvh", "linux64", "linux32", "firmware",
+    "packed",
+]  # fmt: skip
+"""What the loaders can load, and "packed" for what has to be unpacked first."""
 
-FORMATS: tuple[Format, ...] = ("flat", "elf", "multiboot")
+FORMATS: tuple[Format, ...] = (
+    *("flat", "elf", "multiboot", "multiboot2", "bzimage"),
+    *("pvh", "linux64", "linux32", "firmware"),
+)
 
 ELF_MAGIC = b"\x7fELF"
 
-_DECOMPRESS = "decompress it first"
 _NOT_CODE = "give a kernel image"
+
+_PACKED = (
+    *(b"\x1f\x8b\x08", b"\xfd7zXZ\x00", b"BZh91AY&SY", b"\x28\xb5\x2f\xfd"),
+    *(b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18", b"\x89LZO\x00\r\n\x1a\n"),
+    b"\x5d\x00\x00",
+)
+"""How compressed data starts: gzip, xz, bzip2, zstd, lz4 (two kinds), lzop, lzma."""
 
 # (offset, magic bytes, what it is, remedy); the first that matches is taken.
 _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"\x1f\x8b\x08", "gzip-compressed data", _DECOMPRESS),
-    (0, b"\xfd7zXZ\x00", "xz-compressed data", _DECOMPRESS),
-    (0, b"BZh91AY&SY", "bzip2-compressed data", _DECOMPRESS),
-    (0, b"\x28\xb5\x2f\xfd", "zstd-compressed data", _DECOMPRESS),
-    (0, b"\x04\x22\x4d\x18", "lz4-compressed data", _DECOMPRESS),
-    (0, b"\x02\x21\x4c\x18", "lz4-compressed data", _DECOMPRESS),
-    (0, b"\x5d\x00\x00\x80\x00\xff", "lzma-compressed data", _DECOMPRESS),
-    (0, b"\x89LZO\x00\r\n\x1a\n", "lzop-compressed data", _DECOMPRESS),
     (0, b"PK\x03\x04", "a zip archive", "unpack it first"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
     (0, b"!<arch>\n", "an ar archive (a static library)", "link it into an executable first"),
@@ -66,19 +75,17 @@ def detect(name: str, data: memoryview) -> Format:
 
     Raises `ImageError`, with `name` in front, if it is recognised as something pykvm cannot boot.
     """
+    if is_bzimage(data):
+        return "bzimage"
     if find_header(data) is not None:
         return "multiboot"
-    is_elf = bytes(data[:4]) == ELF_MAGIC
     if has_multiboot2_header(data):
-        remedy = "give it a multiboot 1 header too"
-        if is_elf:
-            remedy += ', or load it as plain ELF with format="elf"'
-        raise ImageError(
-            f"{name}: this kernel has a multiboot 2 header and pykvm boots multiboot 1: {remedy}"
-        )
-    if is_elf:
+        return "multiboot2"
+    if bytes(data[:4]) == ELF_MAGIC:
         return "elf"
-    found = _linux_or_dos(data) or _foreign(data)
+    if is_packed(data):
+        return "packed"
+    found = _dos(data) or _foreign(data)
     if found is not None:
         what, remedy = found
         raise ImageError(
@@ -95,11 +102,25 @@ def _foreign(data: memoryview) -> tuple[str, str] | None:
     return None
 
 
-def _linux_or_dos(data: memoryview) -> tuple[str, str] | None:
-    """A Linux bzImage (Linux x86 boot protocol, ch. "The Real-Mode Kernel Header") or an MZ/PE
-    file."""
-    if bytes(data[0x202:0x206]) == b"HdrS" and bytes(data[0x1FE:0x200]) == b"\x55\xaa":
-        return "a Linux bzImage", "give an ELF, multiboot or flat image"
+def is_packed(data: memoryview) -> bool:
+    """Whether it is a compressed file, or an EFI zboot file."""
+    head = bytes(data[:16])
+    if head.startswith(b"MZ") and head[4:8] == b"zimg":
+        return True
+    if not head.startswith(_PACKED):
+        return False
+    from pykvm.boot.unpack import compression_of
+
+    return compression_of(data) is not None
+
+
+def is_bzimage(data: memoryview) -> bool:
+    """Whether it starts with a boot sector that carries Linux's setup header."""
+    return bytes(data[0x202:0x206]) == b"HdrS" and bytes(data[0x1FE:0x200]) == b"\x55\xaa"
+
+
+def _dos(data: memoryview) -> tuple[str, str] | None:
+    """An MZ or PE file."""
     if bytes(data[:2]) != b"MZ" or len(data) < 0x40:
         return None
     (pe_offset,) = struct.unpack_from("<I", data, 0x3C)

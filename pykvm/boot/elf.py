@@ -32,6 +32,7 @@ from pykvm.boot.elf_headers import (
     ET_REL,
     PT_INTERP,
     PT_LOAD,
+    PT_NOTE,
     Headers,
 )
 from pykvm.boot.errors import ImageError, human_size, span
@@ -107,6 +108,8 @@ class ElfImage:
         self.header: Any = header
         self._check_machine()
         self._check_type()
+        self.note_ranges: list[tuple[int, int]] = []
+        """(file offset, size) of the PT_NOTE segments, not checked."""
         self.segments = self._read_segments()
         self.bias = 0
         """What is added to the addresses in the file (position-independent executables only)."""
@@ -118,6 +121,11 @@ class ElfImage:
     def default_mode(self) -> Mode:
         """`long` for x86-64 code, `protected` for i386 code."""
         return "long" if self.header.e_machine == EM_X86_64 else "protected"
+
+    @property
+    def is_higher_half(self) -> bool:
+        """Whether code is linked at other addresses than it is loaded at."""
+        return any(s.executable and s.vaddr != s.paddr for s in self.segments)
 
     def claim(self, layout: Layout) -> list[Segment]:
         """Take the segments' physical ranges from `layout` and return what goes there."""
@@ -244,6 +252,8 @@ class ElfImage:
                     f"{name}: this ELF file is dynamically linked (it asks for an interpreter): "
                     "link it with -static"
                 )
+            if h.p_type == PT_NOTE:
+                self.note_ranges.append((h.p_offset, h.p_filesz))
             if h.p_type == PT_LOAD and (h.p_memsz or h.p_filesz):
                 segments.append(self._segment(index, h))
         if not segments:

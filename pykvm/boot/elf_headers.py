@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 EM_386, EM_IAMCU, EM_X86_64 = 3, 6, 62
 ET_NONE, ET_REL, ET_EXEC, ET_DYN, ET_CORE = 0, 1, 2, 3, 4
-PT_LOAD, PT_INTERP = 1, 3
+PT_LOAD, PT_INTERP, PT_NOTE = 1, 3, 4
 SHT_SYMTAB, SHT_STRTAB, SHT_DYNSYM = 2, 3, 11
 
 _EHDR = (

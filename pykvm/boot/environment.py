@@ -12,16 +12,13 @@ from collections.abc import Callable, Sequence
 from pykvm.typed import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from pykvm.boot.multiboot import Module
+    from pykvm.boot.modules import Module
     from pykvm.boot.source import ImageInput, Source
 
 Protocol = Literal["auto", "64", "32", "16", "pvh"]
 """Which entry of a Linux kernel is used."""
 
 PROTOCOLS: tuple[Protocol, ...] = ("auto", "64", "32", "16", "pvh")
-
-RAM, RESERVED, ACPI, NVS = 1, 2, 3, 4
-"""Types of e820 entries (ACPI 6.5, table 15.4)."""
 
 
 class FramebufferInfo(NamedTuple):
@@ -57,8 +54,10 @@ VGA_TEXT = FramebufferInfo(0xB8000, 80, 25, 160, 16, "text")
 class BootEnvironment:
     """What a kernel is told, and what its loader must know.
 
-    - `e820`: the guest-physical memory map as (base, size, type) entries; empty: made from the RAM.
-    - `rsdp`: guest-physical address of the ACPI RSDP, None without ACPI.
+    - `e820`: the guest-physical memory map as (base, size, type) entries, types as in
+      `pykvm.arch.e820`; empty: made from the RAM and `reserved`.
+    - `rsdp`: guest-physical address of the ACPI RSDP, None without ACPI; `rsdp_data` its bytes, for
+      protocols that pass a copy (multiboot 2).
     - `cmdline`, `initrd`, `modules`: what the user gave. An initrd is the first module of kernels
       that know modules only.
     - `framebuffer`: the screen that is on at the start. `video_mode(width, height, bpp)`, if
@@ -73,7 +72,7 @@ class BootEnvironment:
 
     __slots__ = (
         "cmdline", "e820", "fast_boot", "framebuffer", "initrd", "modules", "protocol", "reserved",
-        "rsdp", "video_mode",
+        "rsdp", "rsdp_data", "video_mode",
     )  # fmt: skip
 
     def __init__(
@@ -88,14 +87,25 @@ class BootEnvironment:
         reserved: Sequence[tuple[int, int]] = (),
         protocol: Protocol | str = "auto",
         video_mode: Callable[[int, int, int], FramebufferInfo | None] | None = None,
+        rsdp_data: bytes = b"",
     ) -> None:
         self.e820 = list(e820)
         self.rsdp = rsdp
+        self.rsdp_data = rsdp_data
         self.cmdline = cmdline
         self.initrd = initrd
-        self.modules = list(modules)
+        self.modules: Sequence[Module] = modules
         self.framebuffer = framebuffer
         self.fast_boot = fast_boot
         self.reserved = list(reserved)
         self.protocol = protocol
         self.video_mode = video_mode
+
+    def merged(self, cmdline: str, modules: Sequence[Module]) -> BootEnvironment:
+        """This environment, with a command line and modules where it has none."""
+        if not cmdline and not modules:
+            return self
+        copy = BootEnvironment(**{name: getattr(self, name) for name in self.__slots__})
+        copy.cmdline = copy.cmdline or cmdline
+        copy.modules = copy.modules or modules
+        return copy

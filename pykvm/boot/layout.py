@@ -108,6 +108,25 @@ class Layout:
         """Like `add`, but only above 1 MiB and below 4 GiB, right behind the image if possible."""
         return self._take(self._find_high(size, align), size, what)
 
+    def add_top(
+        self, size: int, what: str, *, ceiling: int, floor: int = HIGH_START, align: int = PAGE
+    ) -> int | None:
+        """Take the highest free place for `size` bytes from `floor` that ends at or below
+        `ceiling`; None if there is none."""
+        gpa = self._highest(floor, ceiling, size, align)
+        return None if gpa is None else self._take(gpa, size, what)
+
+    def find_up(self, size: int, floor: int, ceiling: int, align: int) -> int | None:
+        """The lowest free place for `size` bytes between `floor` and `ceiling`, not taken yet."""
+        for start, end in self._gaps(floor, ceiling):
+            if (base := _up(start, align)) + size <= end:
+                return base
+        return None
+
+    def find_down(self, size: int, floor: int, ceiling: int, align: int) -> int | None:
+        """The highest free place for `size` bytes between `floor` and `ceiling`, not taken yet."""
+        return self._highest(floor, ceiling, size, align)
+
     def describe(self) -> str:
         """The RAM in words, for messages."""
         return ", ".join(span(start, end - start) for start, end in self.ram)

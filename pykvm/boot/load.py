@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pykvm.boot.detect import FORMATS, Format, detect
+from pykvm.boot.detect import FORMATS, Format, detect, is_packed
 from pykvm.boot.entrystate import entry_state
+from pykvm.boot.environment import BootEnvironment
 from pykvm.boot.errors import ImageError, printable
-from pykvm.boot.image import MODES, LoadedImage, Mode, Segment
+from pykvm.boot.image import MODES, LoadedImage, Mode
 from pykvm.boot.layout import Layout
 from pykvm.boot.source import ImageInput, Source, open_source
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pykvm.boot.environment import BootEnvironment
-    from pykvm.boot.multiboot import Module
+    from pykvm.boot.elf import ElfImage
+    from pykvm.boot.modules import Module
 
 _ADDRESS_LIMIT = 1 << 64
 
@@ -41,8 +42,10 @@ def load_image(
       multiboot images, virtual or physical for ELF.
     - `mode`: `real`, `protected` or `long`. Default: flat `real`, ELF32 `protected`, ELF64 `long`.
       Multiboot is always `protected`.
-    - `format`: `auto` (look at it), `flat`, `elf` or `multiboot`.
-    - `modules`, `cmdline`: for multiboot kernels only; see `pykvm.boot.multiboot.Module`.
+    - `format`: `auto` (look at it) or one of `pykvm.boot.detect.FORMATS`. A compressed kernel is
+      unpacked first.
+    - `modules`, `cmdline`: for kernels that take them; see `pykvm.boot.modules.Module`. What
+      `environment` says wins.
     - `ram`: the guest's memory as (guest-physical address, size) pieces, if it has holes.
     - `environment`: what the machine tells the kernel; see `pykvm.boot.environment`.
 
@@ -56,19 +59,57 @@ def load_image(
     _check_choice("mode", mode, MODES, None)
     _check_choice("format", format, FORMATS, "auto")
     source = open_source(image)
-    layout = Layout(source.name, [(0, memory_size)] if ram is None else ram)
-    chosen = detect(source.name, source.data) if format == "auto" else format
-    if chosen == "multiboot":
-        return _load_multiboot(source, layout, load, entry, mode, modules, cmdline)
-    for what, given in (("modules", bool(modules)), ("a command line", bool(cmdline))):
+    name = source.name
+    chosen = detect(name, source.data) if format == "auto" else format
+    if chosen == "packed" or (chosen not in ("flat", "firmware") and is_packed(source.data)):
+        from pykvm.boot.packed import unwrap
+
+        source, found = unwrap(source, format)
+        chosen = found if format == "auto" else format
+    layout = Layout(name, [(0, memory_size)] if ram is None else ram)
+    if environment is None:
+        environment = BootEnvironment(cmdline=cmdline, modules=modules)
+    else:
+        environment = environment.merged(cmdline, modules)
+        if environment.reserved:
+            from pykvm.boot.memmap import take_reserved
+
+            take_reserved(layout, environment.reserved)
+    elf = None
+    if chosen == "elf":
+        from pykvm.boot.elf import ElfImage
+
+        elf = ElfImage(name, source.data, load)
+        plain = load is None and entry is None and mode is None
+        if format == "auto" and plain and (elf.note_ranges or elf.is_higher_half):
+            from pykvm.boot.kernels import kind_of_elf
+
+            chosen = kind_of_elf(elf, environment)
+    if environment.protocol != "auto":
+        from pykvm.boot.kernels import check_protocol
+
+        check_protocol(name, chosen, environment)
+    if chosen not in ("flat", "elf"):
+        from pykvm.boot.kernels import load_kernel
+
+        return load_kernel(chosen, source, layout, environment, load, entry, mode)
+    _refuse_extras(name, chosen, environment)
+    if elf is not None:
+        return _load_elf(source, elf, layout, entry, mode)
+    return _load_flat(source, layout, load, entry, mode or "real")
+
+
+def _refuse_extras(name: str, chosen: str, environment: BootEnvironment) -> None:
+    for what, given in (
+        ("modules", bool(environment.modules)),
+        ("a command line", bool(environment.cmdline)),
+        ("an initrd", environment.initrd is not None),
+    ):
         if given:
             raise ImageError(
-                f"{source.name}: {what} can only be given to a multiboot kernel and this is "
+                f"{name}: {what} can only be given to a Linux, PVH or multiboot kernel and this is "
                 f"{'an ELF' if chosen == 'elf' else 'a flat'} image: leave {what} out"
             )
-    if chosen == "elf":
-        return _load_elf(source, layout, load, entry, mode)
-    return _load_flat(source, layout, load, entry, mode or "real")
 
 
 def _load_flat(
@@ -97,12 +138,10 @@ def _load_flat(
 
 
 def _load_elf(
-    source: Source, layout: Layout, load: int | None, entry: int | None, mode: Mode | None
+    source: Source, elf: ElfImage, layout: Layout, entry: int | None, mode: Mode | None
 ) -> LoadedImage:
-    from pykvm.boot.elf import ElfImage
     from pykvm.boot.elf_symbols import symbol_table
 
-    elf = ElfImage(source.name, source.data, load)
     mode = mode or elf.default_mode
     segments = elf.claim(layout)
     where = elf.resolve_entry(entry)
@@ -125,67 +164,6 @@ def _load_elf(
         notes=notes,
         symbol_table=symbol_table(elf),
         sources=(source,),
-    )
-
-
-def _load_multiboot(
-    source: Source,
-    layout: Layout,
-    load: int | None,
-    entry: int | None,
-    mode: Mode | None,
-    modules: Sequence[Module],
-    cmdline: str,
-) -> LoadedImage:
-    from pykvm.boot import multiboot
-    from pykvm.boot.multiboot_header import SEARCH, find_header
-
-    name = source.name
-    if mode not in (None, "protected"):
-        raise ImageError(
-            f"{name}: a multiboot kernel starts in protected mode, not in {mode} mode: leave the "
-            'mode out, or choose format="elf" or format="flat"'
-        )
-    if load is not None:
-        raise ImageError(
-            f"{name}: a multiboot kernel says itself where it is loaded, not at {load:#x}: leave "
-            'the load address out, or choose format="flat"'
-        )
-    header = find_header(source.data)
-    if header is None:
-        raise ImageError(
-            f"{name}: there is no multiboot header in its first {SEARCH} bytes: give a multiboot "
-            "kernel, or leave the format out"
-        )
-    multiboot.check_flags(name, header)
-    kernel = multiboot.claim_kernel(layout, source, header, entry)
-    state = entry_state(layout, "protected", kernel.entry)
-    opened = multiboot.open_modules(modules)
-    module_segments = multiboot.claim_modules(layout, opened)
-    notes = [f"{segment.what}: {segment.gpa:#x}-{segment.end:#x}" for segment in module_segments]
-    symbol_segments: list[Segment] = []
-    symbols = None
-    if kernel.elf is not None:
-        try:
-            symbol_segments, symbols = multiboot.claim_symbols(layout, kernel.elf)
-        except ImageError as error:
-            notes.append(f"the kernel is not told its symbols ({error})")
-    strings = [text for _, text in opened]
-    info = multiboot.information(
-        layout, cmdline, list(zip(module_segments, strings, strict=True)), symbols
-    )
-    state.regs["rax"] = multiboot.BOOTLOADER_MAGIC
-    state.regs["rbx"] = info.gpa
-    return LoadedImage(
-        name=name,
-        format="multiboot",
-        segments=[*kernel.segments, *module_segments, *symbol_segments, info],
-        entry=kernel.entry,
-        mode="protected",
-        state=state,
-        notes=notes,
-        symbol_table=kernel.symbols,
-        sources=(source, *(s for s, _ in opened)),
     )
 
 

@@ -3,49 +3,47 @@
 The kernel is loaded by the address fields of its header where flag bit 16 says so, else as ELF32
 or ELF64 by physical address, and entered in flat 32-bit protected mode without paging (3.2), EAX
 and EBX set as the specification says. It is told (3.3): sizes of lower and upper memory, a memory
-map, its command line, its modules, the boot loader's name, and where its ELF symbols are. A header
-that requires what pykvm cannot give (a video mode, an unknown requirement bit) is refused, as
-3.1.2 demands.
+map, its command line, its modules, the boot loader's name, where its ELF symbols are, and the
+screen, if there is one. A header that requires what the machine cannot give (a video mode without
+a display, an unknown requirement bit) is refused, as 3.1.2 demands.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Sequence
 
 from pykvm.boot.elf import ElfImage
 from pykvm.boot.elf_headers import SHT_STRTAB, SHT_SYMTAB
 from pykvm.boot.elf_symbols import find_symbol_sections, symbol_table
-from pykvm.boot.errors import ImageError, human_size, span
+from pykvm.boot.environment import FramebufferInfo
+from pykvm.boot.errors import ImageError, span
 from pykvm.boot.image import Segment
 from pykvm.boot.layout import FOUR_GIB, HIGH_START, PAGE, Layout
+from pykvm.boot.memmap import usable
 from pykvm.boot.multiboot_header import (
     MEMORY_INFO,
     PAGE_ALIGN,
     VIDEO_MODE,
     MultibootHeader,
 )
-from pykvm.boot.source import ImageInput, Source, open_source
+from pykvm.boot.screens import framebuffer_fields
+from pykvm.boot.source import Source
+from pykvm.boot.strings import check_string
 from pykvm.boot.symbols import SymbolTable
-from pykvm.typed import Any, NamedTuple
+from pykvm.typed import NamedTuple
 
 BOOTLOADER_MAGIC = 0x2BADB002
 """In EAX at entry: the kernel was started by a multiboot boot loader."""
 BOOTLOADER_NAME = "pykvm"
 CONVENTIONAL_END = 0x9FC00
 """Guest-physical end of lower memory; from here to 1 MiB belongs to the firmware."""
-MAX_MODULES = 1024
-MAX_STRING = 1 << 16
-"""Longest command line, in bytes."""
 
 INFO_SIZE = 116
+_FRAMEBUFFER_AT = 88
 _MEMORY, _CMDLINE, _MODULES, _ELF, _MMAP, _NAME = 1 << 0, 1 << 2, 1 << 3, 1 << 5, 1 << 6, 1 << 9
+_FRAMEBUFFER = 1 << 12
 _RAM, _RESERVED = 1, 2
-
-Module = ImageInput | tuple[ImageInput, str]
-"""A boot module: `"file arguments"` (the whole text becomes the module's string, as QEMU does it),
-a path object or bytes (no string but the path), or (file or bytes, string)."""
 
 
 class Kernel(NamedTuple):
@@ -59,14 +57,14 @@ class Kernel(NamedTuple):
     """Its headers, if it is an ELF file."""
 
 
-def check_flags(name: str, header: MultibootHeader) -> None:
+def check_flags(name: str, header: MultibootHeader, has_screen: bool = False) -> None:
     """Raise `ImageError` if the header requires something that cannot be given."""
-    if header.flags & VIDEO_MODE:
+    if header.flags & VIDEO_MODE and not has_screen:
         raise ImageError(
             f"{name}: its multiboot header (flags {header.flags:#x}) requires a video mode and "
             'the machine has no display: clear flag bit 2, or load an ELF kernel with format="elf"'
         )
-    unknown = header.flags & 0xFFFF & ~(PAGE_ALIGN | MEMORY_INFO)
+    unknown = header.flags & 0xFFFF & ~(PAGE_ALIGN | MEMORY_INFO | VIDEO_MODE)
     if unknown:
         raise ImageError(
             f"{name}: its multiboot header requires features {unknown:#x}, which multiboot 1 does "
@@ -140,38 +138,6 @@ def _claim_by_addresses(
         )
     segment = Segment(header.load_addr, data[start : start + size], in_memory, "the kernel")
     return Kernel([segment], address, SymbolTable(), None)
-
-
-def open_modules(modules: Sequence[Module]) -> list[tuple[Source, str]]:
-    """Open each module; returns (bytes, string to pass) pairs.
-
-    In `"file arguments"` the file ends at the first space, unless a file has the whole text as its
-    name. Raises `ImageError` if one cannot be read.
-    """
-    if isinstance(modules, (str, bytes)) or not isinstance(modules, Sequence):
-        raise ImageError(
-            f"the modules are {type(modules).__name__}, not a list of modules: put them into a list"
-        )
-    if len(modules) > MAX_MODULES:
-        raise ImageError(f"{len(modules)} modules are more than {MAX_MODULES}: give fewer")
-    opened = []
-    for module in modules:
-        what: Any = module
-        text: Any = ""
-        if isinstance(module, tuple):
-            if len(module) != 2:
-                raise ImageError(
-                    f"a module is (file or bytes, string), not {len(module)} values: give two"
-                )
-            what, text = module
-        elif isinstance(module, str):
-            text = module
-            what = module if os.path.exists(module) else module.split(" ", 1)[0]
-        elif isinstance(module, os.PathLike):
-            text = os.fspath(module)
-        check_string("module's string", text)
-        opened.append((open_source(what, "module", allow_empty=True), text))
-    return opened
 
 
 def claim_modules(layout: Layout, modules: Sequence[tuple[Source, str]]) -> list[Segment]:
@@ -252,11 +218,17 @@ def information(
     cmdline: str,
     modules: Sequence[tuple[Segment, str]],
     symbols: tuple[int, int, int, int] | None,
+    memory: Sequence[tuple[int, int, int]] = (),
+    screen: FramebufferInfo | None = None,
 ) -> Segment:
-    """The multiboot information structure with all that it points to, in one piece (3.3)."""
+    """The multiboot information structure with all that it points to, in one piece (3.3).
+
+    `memory` is the memory map; without one it is made from the RAM.
+    """
+    memory = memory or memory_map(layout.ram)
     strings = [check_string("command line", cmdline), BOOTLOADER_NAME.encode() + b"\0"]
     strings += [check_string("module's string", text) for _, text in modules]
-    mmap = b"".join(struct.pack("<IQQI", 20, *entry) for entry in memory_map(layout.ram))
+    mmap = b"".join(struct.pack("<IQQI", 20, *entry) for entry in memory)
     mods_at = INFO_SIZE + len(mmap)
     strings_at = mods_at + 16 * len(modules)
     size = strings_at + sum(map(len, strings))
@@ -267,14 +239,17 @@ def information(
         addresses.append(at)
         at += len(string)
     flags = _MEMORY | _CMDLINE | _MODULES | _MMAP | _NAME | (_ELF if symbols else 0)
-    lower, upper = memory_sizes(layout.ram)
+    flags |= _FRAMEBUFFER if screen is not None else 0
+    lower, upper = memory_sizes(usable(list(memory)))
     info = struct.pack(
         "<18I",
         *(flags, lower, upper, 0, addresses[0], len(modules), gpa + mods_at),
         *(symbols or (0, 0, 0, 0)),
         *(len(mmap), gpa + INFO_SIZE, 0, 0, 0),
         *(addresses[1], 0),
-    ).ljust(INFO_SIZE, b"\0")
+    ).ljust(_FRAMEBUFFER_AT, b"\0")
+    info += framebuffer_fields(screen, wide=False) if screen is not None else b""
+    info = info.ljust(INFO_SIZE, b"\0")
     table = b"".join(
         struct.pack("<4I", segment.gpa, segment.end, address, 0)
         for (segment, _), address in zip(modules, addresses[2:], strict=True)
@@ -283,18 +258,3 @@ def information(
     if len(data) != size:
         raise AssertionError(f"multiboot information is {len(data)} bytes, planned {size}")
     return Segment(gpa, data, size, "the multiboot information")
-
-
-def check_string(what: str, text: Any) -> bytes:
-    """`text` as the zero-terminated string a kernel reads; `ImageError` if it cannot be one."""
-    if not isinstance(text, str):
-        raise ImageError(f"the {what} is {type(text).__name__}, not text: give a str")
-    raw = text.encode("utf-8", "surrogateescape")
-    if b"\0" in raw:
-        raise ImageError(f"the {what} has a NUL character at {raw.index(0)}: remove it")
-    if len(raw) > MAX_STRING:
-        raise ImageError(
-            f"the {what} of {human_size(len(raw))} is longer than {human_size(MAX_STRING)}: "
-            "shorten it"
-        )
-    return raw + b"\0"

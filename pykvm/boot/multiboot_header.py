@@ -21,8 +21,6 @@ ADDRESS_FIELDS = 1 << 16
 """The address fields are valid and say where to load the image."""
 
 _MAGIC_BYTES = struct.pack("<I", HEADER_MAGIC)
-_MULTIBOOT2_MAGIC = struct.pack("<I", 0xE85250D6)
-_MULTIBOOT2_SEARCH = 32768
 
 
 class MultibootHeader(NamedTuple):
@@ -36,6 +34,8 @@ class MultibootHeader(NamedTuple):
     load_end_addr: int = 0
     bss_end_addr: int = 0
     entry_addr: int = 0
+    video: tuple[int, int, int, int] | None = None
+    """Type (1 is text), width, height and depth of the mode it asks for, if it does."""
 
     @property
     def has_addresses(self) -> bool:
@@ -57,22 +57,13 @@ def find_header(data: memoryview) -> MultibootHeader | None:
         flags, checksum = struct.unpack_from("<II", head, at + 4)
         if (HEADER_MAGIC + flags + checksum) & 0xFFFFFFFF:
             continue
-        if not flags & ADDRESS_FIELDS:
-            return MultibootHeader(at, flags)
-        if at + 32 <= len(head):
-            return MultibootHeader(at, flags, *struct.unpack_from("<5I", head, at + 12))
+        if flags & ADDRESS_FIELDS and at + 32 > len(head):
+            continue
+        found = MultibootHeader(at, flags)
+        if flags & ADDRESS_FIELDS:
+            found = MultibootHeader(at, flags, *struct.unpack_from("<5I", head, at + 12))
+        if flags & VIDEO_MODE and at + 48 <= len(head):
+            kind, width, height, depth = struct.unpack_from("<4I", head, at + 32)
+            found = found._replace(video=(kind, width, height, depth))
+        return found
     return None
-
-
-def has_multiboot2_header(data: memoryview) -> bool:
-    """Whether `data` has a valid multiboot 2 header (8-byte aligned, in the first 32768 bytes)."""
-    head = bytes(data[:_MULTIBOOT2_SEARCH])
-    at = -1
-    while (at := head.find(_MULTIBOOT2_MAGIC, at + 1)) >= 0:
-        if (
-            at % 8 == 0
-            and at + 16 <= len(head)
-            and not sum(struct.unpack_from("<4I", head, at)) % (1 << 32)
-        ):
-            return True
-    return False

@@ -279,7 +279,7 @@ def test_refused_placements() -> None:
     elf = Elf([Seg(M)], entry=M)
     assert "fixed addresses" in refused(elf, load=2 * M)
     assert "0x200000" in refused(Elf([Seg(2 * M)], entry=2 * M), mode="real")
-    assert "only be given to a multiboot" in refused(elf, cmdline="x")
+    assert "only be given to a Linux, PVH or multiboot" in refused(elf, cmdline="x")
     assert "an ELF image" in refused(elf, modules=[b"x"])
 
 
