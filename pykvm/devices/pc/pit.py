@@ -18,6 +18,7 @@ from pykvm.devices.pc.window import PortRange
 
 PIT_HZ = 1_193_182
 _SECOND = 1_000_000_000
+_LONGEST_NS = 1 << 62
 #: Edges that are less than this apart are not all delivered, in ticks (200 µs).
 CLOSEST_EDGES = PIT_HZ // 5000
 CONTROL = 3
@@ -33,7 +34,6 @@ class Pit8254(Device):
 
     def __init__(self, irq: IrqLine | None = None, clock: Clock | None = None) -> None:
         self.irq: IrqLine = irq or NullIrqLine()
-        self.missed = 0
         self._own_clock = None if clock is not None else MonotonicClock()
         self._clock: Clock = clock or self._own_clock  # type: ignore[assignment]
         self._lock = allocate_lock()
@@ -47,6 +47,7 @@ class Pit8254(Device):
         self.counters = [Counter(), Counter(), Counter(gate=False)]
         self._edge: int | None = None  # when counter 0's output rises next
         self._last_edge = -CLOSEST_EDGES
+        self.missed = 0
 
     def ranges(self) -> list[PortRange]:
         """Ports 0x40 to 0x43."""
@@ -161,23 +162,28 @@ class Pit8254(Device):
             state: dict[str, object] = {
                 name: counter.save(now) for name, counter in zip(names, self.counters, strict=True)
             }
-            since = (self._clock.now_ns() - self._epoch) * PIT_HZ % _SECOND
-            return {**state, "level": self._level, "fraction": since}
+            return {
+                **state,
+                "level": self._level,
+                "elapsed_ns": self._clock.now_ns() - self._epoch,
+                "since_edge": min(now - self._last_edge, CLOSEST_EDGES),
+            }
 
     def load(self, state: dict[str, object]) -> None:
         """Take over a saved state; counting goes on from where it was."""
         take = StateReader(self.name, state)
-        counters = [Counter.load(take, f"counter{n}", 0) for n in range(3)]
+        elapsed = take.integer("elapsed_ns", _LONGEST_NS)
+        now = elapsed * PIT_HZ // _SECOND
+        counters = [Counter.load(take, f"counter{n}", now) for n in range(3)]
         level = take.boolean("level")
-        fraction = take.integer("fraction", _SECOND - 1)
+        since_edge = take.integer("since_edge", CLOSEST_EDGES)
         take.finish()
         with self._lock:
-            # The counters count from tick 0, which is now, or a fraction of a tick ago.
-            self._epoch = self._clock.now_ns() + -fraction // PIT_HZ
+            self._epoch = self._clock.now_ns() - elapsed
             self.counters = counters
-            self._last_edge = -CLOSEST_EDGES
+            self._last_edge = now - since_edge
             self._drive(level)
-            self._plan(self.ticks())
+            self._plan(now)
 
     def close(self) -> None:
         """Stop the timer and leave the line alone from now on."""
