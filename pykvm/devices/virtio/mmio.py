@@ -30,6 +30,7 @@ class VirtioMmio(Device):
         self.irq: IrqLine = irq or NullIrqLine()
         self.name = f"{device.name}-mmio"
         self._interrupt = 0
+        self._level = False
         self._device_sel = self._driver_sel = self._queue_sel = 0
         device.attach(self, memory)
 
@@ -139,7 +140,10 @@ class VirtioMmio(Device):
         self._drive()
 
     def _drive(self) -> None:
-        self.irq.set(self._interrupt != 0)
+        level = self._interrupt != 0
+        if level != self._level:
+            self._level = level
+            self.irq.set(level)
 
     # -- life ----------------------------------------------------------------------------------
 
