@@ -281,8 +281,10 @@ def test_ecam_moves_and_shrinks(board: Board) -> None:
     assert board.at("pci-ecam") == (0xB000_0000, 256 << 20)
     board.ports.write(0, 0, 0x60, 4, 0xB000_0005)
     assert board.at("pci-ecam") == (0xB000_0000, 64 << 20)
-    board.ports.write(0, 0, 0x60, 4, 0x0000_0001)  # over RAM: stays
-    assert board.at("pci-ecam") == (0xB000_0000, 64 << 20)
+    board.ports.write(0, 0, 0x60, 4, 0x0000_0001)  # over RAM
+    assert board.at("pci-ecam") is None
+    board.ports.write(0, 0, 0x60, 4, 0xB000_0001)
+    assert board.at("pci-ecam") == (0xB000_0000, 256 << 20)
     board.ports.write(0, 0, 0x60, 4, 0xB000_0000)
     assert board.at("pci-ecam") is None
     board.bus.get(0).reset()  # type: ignore[union-attr]

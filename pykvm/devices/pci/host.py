@@ -40,6 +40,7 @@ class PciHost(Device):
         #: Accesses to the ECAM window, by offset from its start.
         self.ecam = Registers("pci-ecam", self.ecam_read, self.ecam_write, max_access=4)
         self._window: Mapping | None = None
+        self._wanted: tuple[int, int] | None = None
         #: Where ECAM is decoded (guest-physical) and how many bytes of it; None where it is not.
         self.ecam_place: tuple[int, int] | None = None
 
@@ -77,30 +78,24 @@ class PciHost(Device):
         """An access to the ECAM window."""
         self.bus.write_config(offset >> 20, offset >> 12 & 0xFF, offset & 0xFFF, size, value)
 
-    def place_ecam(self, address: int | None, buses: int = 256) -> bool:
+    def place_ecam(self, address: int | None, buses: int = 256) -> None:
         """Move the ECAM window to guest-physical `address`; None takes it away.
 
-        False, with a line in the log, where it cannot be: it then stays where it was.
+        Where it cannot be (over RAM, over a BAR) it is not decoded, with a line in the log.
         """
         place = None if address is None else (address, buses * BUS_SIZE)
-        old = self.ecam_place
-        if place == old:
-            return True
+        if place == self._wanted:
+            return
+        self._wanted = place
         self._unmap()
-        if place is None or self._map(place):
-            return True
-        if old is not None:
-            self._map(old)
-        return False
-
-    def _map(self, place: tuple[int, int]) -> bool:
+        if place is None:
+            return
         try:
             self._window = self.bus.mapper.map("mmio", *place, self.ecam)
         except PykvmError as error:
-            warn(f"ECAM cannot be at {place[0]:#x}: {error}")
-            return False
+            warn(f"ECAM is not decoded at {place[0]:#x}: {error}")
+            return
         self.ecam_place = place
-        return True
 
     def _unmap(self) -> None:
         if self._window is not None:
@@ -125,4 +120,4 @@ class PciHost(Device):
 
     def close(self) -> None:
         """Takes the window away."""
-        self._unmap()
+        self.place_ecam(None)
