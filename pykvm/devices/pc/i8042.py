@@ -89,7 +89,8 @@ class I8042(Device):
         self._source = CONTROLLER
         self._waiting = 0  # the command whose data byte is due
         self._was_command = False
-        self._broken = False  # a break prefix was swallowed by the translation
+        # The translation has swallowed a break prefix; the keyboard always has its key ready.
+        self._broken = False
         self._next_key_at = 0
 
     def ranges(self) -> list[PortRange]:
@@ -324,7 +325,6 @@ class I8042(Device):
                 "source": self._source,
                 "waiting": self._waiting,
                 "was_command": self._was_command,
-                "broken": self._broken,
                 "a20": self.a20.enabled,
                 "next_key_in_ns": max(0, self._next_key_at - self._clock.now_ns()),
             }
@@ -343,7 +343,7 @@ class I8042(Device):
         source, waiting = take.integer("source", MOUSE), take.integer("waiting", 0xFF)
         if waiting and waiting not in _WITH_DATA:
             take.refuse("waiting", waiting, "a command that has data")
-        was_command, broken = take.boolean("was_command"), take.boolean("broken")
+        was_command = take.boolean("was_command")
         a20 = take.boolean("a20")
         wait = take.integer("next_key_in_ns", 1 << 40)
         keyboard, mouse = Ps2Keyboard(), Ps2Mouse()
@@ -355,7 +355,7 @@ class I8042(Device):
             self._ram, self.keyboard, self.mouse = ram, keyboard, mouse
             self._replies = deque(zip(flat[::2], flat[1::2], strict=True))
             self._full, self._data, self._source = full, data, source
-            self._waiting, self._was_command, self._broken = waiting, was_command, broken
+            self._waiting, self._was_command, self._broken = waiting, was_command, False
             self._next_key_at = self._clock.now_ns() + min(wait, self._pace_ns)
             self._drive()
             self._advance()
