@@ -31,6 +31,7 @@ class BusMapper:
         self._memory = memory
         self._map_ram = map_ram
         self._reserved = tuple(reserved)
+        self._shown: list[_Shown] = []  # host memory that the guest sees now
 
     def map(self, kind: str, address: int, length: int, device: BusDevice) -> Mapping:
         """Puts `device` on a bus. Raises `BusError` where something is there already."""
@@ -47,7 +48,10 @@ class BusMapper:
         for other in self._mmio.ranges:
             if address < other.end and other.start < address + block.size:
                 raise BusError(f"{block.name} at {address:#x} would cover {other.name}")
-        return self._map_ram(address, block, readonly)
+        mapping = self._map_ram(address, block, readonly)
+        shown = _Shown(self._shown, address, address + block.size, mapping)
+        self._shown.append(shown)
+        return shown
 
     def _check(self, address: int, length: int) -> None:
         end = address + length
@@ -57,6 +61,23 @@ class BusMapper:
                 raise BusError(
                     f"{address:#x}..{end - 1:#x} is memory ({region.gpa:#x}..{region.end - 1:#x})"
                 )
+        for shown in self._shown:
+            if address < shown.end and shown.start < end:
+                raise BusError(f"{address:#x}..{end - 1:#x} covers another BAR's memory")
         for start, size in self._reserved:
             if address < start + size and start < end:
                 raise BusError(f"{address:#x}..{end - 1:#x} covers {start:#x}, which is reserved")
+
+
+class _Shown:
+    """Host memory at a BAR, while it is there."""
+
+    def __init__(self, all_: list[_Shown], start: int, end: int, mapping: Mapping) -> None:
+        self._all = all_
+        self.start, self.end = start, end
+        self._mapping = mapping
+
+    def remove(self) -> None:
+        """Takes it away from the guest."""
+        self._all.remove(self)
+        self._mapping.remove()
