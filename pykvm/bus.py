@@ -115,6 +115,16 @@ def locked(read: Read, write: Write, lock: AbstractContextManager[Any]) -> tuple
     return locked_read, locked_write
 
 
+class _NoLock:
+    """Nobody else is there."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
 class Bus:
     """What the two buses share: claims in layers (hooks above devices), and splitting."""
 
@@ -126,6 +136,8 @@ class Bus:
     ) -> None:
         self.unclaimed = unclaimed
         self._lock = lock
+        #: For whoever calls a device past the bus; does nothing on a machine with one vCPU.
+        self.lock: AbstractContextManager[Any] = _NoLock() if lock is None else lock
         self.ranges: list[Range] = []
 
     def add_device(self, device: BusDevice, start: int, length: int) -> Range:

@@ -14,17 +14,23 @@ from pykvm.memory import GuestMemory
 from pykvm.typed import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
+    import os
+
     from pykvm.boot import LoadedImage
+    from pykvm.devices.block import BlockBackend
     from pykvm.devices.clock import MonotonicClock
     from pykvm.devices.display import Screen
+    from pykvm.devices.pc import I8042, AcpiPm
     from pykvm.kvm.accounting import TraceRecord
     from pykvm.kvm.exits import Exit
     from pykvm.machine.assist import Assist
     from pykvm.machine.boards import Board
     from pykvm.machine.boards.standard import Standard
     from pykvm.machine.control import Control
+    from pykvm.machine.disks import Interface
     from pykvm.machine.hooks import Handler, Hook
     from pykvm.machine.machine import Machine
+    from pykvm.machine.userchips import UserChips
     from pykvm.machine.vcpu_reset import ResetImage
 
 Irqchip = Literal["kernel", "split", "none"]
@@ -67,6 +73,8 @@ class Attached:
     _running: threading.Lock
     _clock: MonotonicClock | None = None
     _screen: Screen | None = None
+    chips: UserChips | None
+    """PIC, IOAPIC and PIT, where they are not KVM's (irqchip="split")."""
     virtio_mmio: list[tuple[int, int]]
     """virtio-mmio devices: (guest-physical address, GSI)."""
 
@@ -156,6 +164,11 @@ class Attached:
         self.exit_handlers[reason] = handler
 
     @property
+    def handling(self) -> Vcpu | None:
+        """The vCPU whose loop the calling thread is in, if any."""
+        return getattr(self._local, "vcpu", None)
+
+    @property
     def clock(self) -> MonotonicClock:
         """The clock of this machine's devices."""
         if self._clock is None:
@@ -217,6 +230,45 @@ class Attached:
                 taken.remove()
             raise
         return claimed
+
+    def add_disk(
+        self,
+        image: str | os.PathLike[str] | bytes | BlockBackend,
+        *,
+        readonly: bool = False,
+        snapshot: bool = False,
+        serial: str = "",
+        interface: Interface = "virtio",
+    ) -> Any:
+        """Adds a disk; before `load()`, whose tables tell the kernel of it.
+
+        `image`: a raw image file or block device, its bytes, or a `pykvm.devices.block` back end.
+        `snapshot`: writes go to a throw-away overlay. `interface`: "virtio" (on PCI, or on MMIO on
+        the microvm board), "ide" or "cdrom" (pc board only). Returns the device. Raises
+        `MachineError`, `BlockError`.
+        """
+        from pykvm.machine.disks import add_disk
+
+        self._check_open()
+        return add_disk(
+            self.whole, image, readonly=readonly, snapshot=snapshot, serial=serial,
+            interface=interface,
+        )  # fmt: skip
+
+    @property
+    def keyboard(self) -> I8042:
+        """The keyboard: `type_text`, `tap("ctrl-alt-delete")`. Raises `MachineError` without."""
+        keyboard: I8042 | None = getattr(self.board, "keyboard", None)
+        if keyboard is None:
+            raise MachineError(f'the {self.board.name} board has no keyboard; use board="pc"')
+        return keyboard
+
+    def press_power_button(self) -> bool:
+        """Presses the power button; False if the guest does not listen to it (yet)."""
+        pm: AcpiPm | None = getattr(self.board, "pm", None)
+        if pm is None:
+            raise MachineError(f'the {self.board.name} board has no power button; use board="pc"')
+        return pm.press_power_button()
 
     def _check_open(self) -> None:
         if self._status is Status.CLOSED:

@@ -12,6 +12,7 @@ from pykvm.machine.result import MachineError, Outcome, Stop, StopReason
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pykvm.bus import Range
     from pykvm.kvm import Vcpu, exits
     from pykvm.machine.machine import Machine
 
@@ -132,6 +133,8 @@ def _event(machine: Machine, vcpu: Vcpu, kind: int, high: int) -> Outcome | None
     if kind in (_SIGNAL, _TICK):
         return None  # Python's signal handlers run between the calls
     if kind == _KICKED:
+        if machine.chips is not None:
+            machine.chips.inject(vcpu)
         return machine.control.at_kick(vcpu.id)
     if kind == _TIMEOUT:
         return Outcome(StopReason.TIMEOUT, vcpu.id)
@@ -164,7 +167,13 @@ def _typed(machine: Machine, vcpu: Vcpu, error: int) -> Outcome | None:
         return Outcome(StopReason.HALTED, vcpu_id, exit=exit_)
     if isinstance(exit_, exits.DebugExit):
         return Outcome(StopReason.STOPPED, vcpu_id, detail="debug exit", exit=exit_)
-    if isinstance(exit_, (exits.IrqWindowOpenExit, exits.IntrExit, exits.IoapicEoiExit)):
+    if isinstance(exit_, (exits.IrqWindowOpenExit, exits.IntrExit)):
+        if machine.chips is not None:
+            machine.chips.inject(vcpu)
+        return None
+    if isinstance(exit_, exits.IoapicEoiExit):
+        if machine.chips is not None:
+            machine.chips.ioapic.eoi(exit_.vector)
         return None
     detail = ""
     if isinstance(exit_, exits.InternalErrorExit) and machine.assist_mode != "off":
@@ -187,6 +196,10 @@ def _repeat(machine: Machine, exit_: exits.IoExit) -> None:
     """REP INS/OUTS: one exit, `count` elements to the same port, in order (KVM API, 5)."""
     bus, port, size = machine.pio, exit_.port, exit_.size
     data = exit_.data
+    found = bus.find(port)
+    if found is not None and hasattr(found[0].device, "read_block"):
+        _block(machine, exit_, found[0])
+        return
     claim = bus.table[port]
     whole = claim is not None and size <= claim.limit
     if exit_.is_write:
@@ -201,3 +214,13 @@ def _repeat(machine: Machine, exit_: exits.IoExit) -> None:
     for at in range(0, exit_.count * size, size):
         value = claim.read(claim.offset, size) if whole else bus.read(port, size)  # type: ignore[union-attr]
         data[at : at + size] = (value & mask).to_bytes(size, "little")
+
+
+def _block(machine: Machine, exit_: exits.IoExit, owner: Range) -> None:
+    """The same for a device that takes many elements at once, as disks do."""
+    device, offset = owner.device, exit_.port - owner.start
+    with machine.pio.lock:
+        if exit_.is_write:
+            device.write_block(offset, exit_.size, bytes(exit_.data))
+        else:
+            exit_.data[:] = device.read_block(offset, exit_.size, exit_.count)

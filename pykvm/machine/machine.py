@@ -111,6 +111,7 @@ class Machine(Running):
         self.devices = []
         self.virtio_mmio = []
         self.standard = None
+        self.chips = None
         self.reset_image = None
         self.has_run = False
         self.vcpus = []
@@ -122,16 +123,28 @@ class Machine(Running):
             lock = threading.RLock() if cpus > 1 else None
             self.pio = PioBus(self.unclaimed.access, lock)
             self.mmio = MmioBus(self.unclaimed.access, lock)
-            self.wiring = Wiring(self.vm.irq_line if self.irqchip == "kernel" else None)
+            self.wiring = self._wiring()
             self.vcpus = parts.make_vcpus(self.vm, cpus, self.kvm)
             for vcpu in self.vcpus:
                 vcpu.enable_trace(trace or RECENT_EXITS, lossless=bool(trace))
             self.control = Control(self.vcpus)
+            if self.chips is not None:
+                self.chips.populate()
             if devices:
                 self.board.populate(serial, debugcon)
         except BaseException:
             self.close()
             raise
+
+    def _wiring(self) -> Wiring:
+        if self.irqchip == "kernel":
+            return Wiring(self.vm.irq_line)
+        if self.irqchip == "none" or self.board.name == "bare":
+            return Wiring(None)
+        from pykvm.machine.userchips import UserChips
+
+        self.chips = UserChips(self)
+        return Wiring(self.chips.drive)
 
     # -- contents ------------------------------------------------------------------------------
 

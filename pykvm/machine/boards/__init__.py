@@ -67,8 +67,9 @@ class Microvm(Board):
     def prepare(self) -> None:
         """Power-off, reset and the power button, for kernels that find them through ACPI."""
         if not hasattr(self, "pm") and self.machine.acpi and self.machine.irqchip != "none":
-            from pykvm.machine.boards.power import add_power_management
+            from pykvm.machine.boards.power import add_power_management, route_timer
 
+            route_timer(self.machine)
             self.pm = add_power_management(self.machine)
 
 

@@ -58,7 +58,7 @@ PIRQS = 8
 
 def virtio_mmio_gsi(slot: int) -> int:
     """The GSI of virtio-mmio device `slot`: 16 to 23 first, then 5, 6, 7, 10, 11."""
-    order = [*range(16, 24), 5, 6, 7, 10, 11]
+    order: list[int] = [*range(16, 24), 5, 6, 7, 10, 11]
     return order[slot % len(order)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pykvm.devices.debugcon import DebugCon
 from pykvm.devices.display import PciVga, Screen, Vga, legacy_ranges
-from pykvm.devices.pc import A20Gate, AcpiPm, FwCfg, Port92, PvPanic, ResetControl
+from pykvm.devices.pc import I8042, A20Gate, AcpiPm, Cmos, FwCfg, Port92, PvPanic, ResetControl
 from pykvm.devices.pci import (
     BusMapper,
     Ich9Lpc,
@@ -21,12 +21,14 @@ from pykvm.devices.pci import (
     assign_bars,
 )
 from pykvm.machine.boards import Microvm, layout
+from pykvm.machine.boards.power import route_timer
 from pykvm.machine.msi import MappedRam, MsiSender
 from pykvm.machine.result import StopReason
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.bus import Range
+    from pykvm.devices.ide import IdeController
     from pykvm.machine.machine import Machine
 
 VGA_SLOT, LPC_SLOT, FIRST_FREE_SLOT = 2, 0x1F, 3
@@ -36,7 +38,7 @@ PCI_PORTS = Window(0xC000, 0x4000)
 class PcBoard(Microvm):
     """A PC as software has expected it since the ICH9.
 
-    `pci` is its bus, `fw_cfg`, `pm` and `vga` are those devices.
+    `pci` is its bus; `fw_cfg`, `pm`, `vga`, `keyboard` (the 8042) and `cmos` are those devices.
     """
 
     name = "pc"
@@ -45,6 +47,7 @@ class PcBoard(Microvm):
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
         self._pm_ranges: list[Range] = []
+        self._ide: IdeController | None = None
 
     def populate(self, serial: Any, debugcon: Any) -> None:
         """All of the board's devices, in the order in which they are reset."""
@@ -69,6 +72,19 @@ class PcBoard(Microvm):
             machine.wiring.line(layout.SCI_IRQ), machine.clock, power_off=machine.guest_power_off
         )
         machine.add_ranges(self.pm, self.pm.ranges()[1:])
+        line = machine.wiring.line
+        self.keyboard = I8042(
+            line(layout.KEYBOARD_IRQ), line(layout.MOUSE_IRQ), machine.clock,
+            a20=self.a20, reset=machine.guest_reset,
+        )  # fmt: skip
+        machine.add_ranges(self.keyboard)
+        ram = machine.memory_size
+        self.cmos = Cmos(
+            line(layout.RTC_IRQ), machine.clock,
+            ram_below_4g=min(ram, layout.RAM_HOLE), ram_above_4g=max(0, ram - layout.RAM_HOLE),
+        )  # fmt: skip
+        machine.add_ranges(self.cmos)
+        self.legacy_devices += ["keyboard", "mouse", "rtc"]
         self.fw_cfg = FwCfg(machine.memory)
         machine.add_ranges(self.fw_cfg)
         machine.add_ranges(PvPanic(self._panicked))
@@ -94,6 +110,10 @@ class PcBoard(Microvm):
         self.add_pci(Q35HostBridge(self.host, layout.ECAM), 0)
         self.add_pci(Ich9Lpc(self.router, self._pm_moved, layout.PM_EVENT), LPC_SLOT)
 
+    def prepare(self) -> None:
+        """Everything is there already; interrupts go where the tables say."""
+        route_timer(self.machine)
+
     def add_pci(self, device: PciDevice, slot: int | None = None, function: int = 0) -> int:
         """Puts a function on bus 0, in the first free slot unless told; returns the slot."""
         if slot is None:
@@ -101,6 +121,16 @@ class PcBoard(Microvm):
         self.pci.add(slot, function, device)
         self.machine.devices.append(device)
         return slot
+
+    @property
+    def ide(self) -> IdeController:
+        """The IDE controller; it is there from the first drive on."""
+        if self._ide is None:
+            from pykvm.machine.disks import add_controller
+
+            self._ide = add_controller(self.machine)
+            self.add_pci(self._ide, LPC_SLOT, 1)
+        return self._ide
 
     def _map_ram(self, address: int, block: RamBlock, readonly: bool) -> MappedRam:
         return MappedRam(self.machine.vm, address, block, readonly)

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from pykvm.devices.pc import AcpiPm, ResetControl
+from pykvm.kvm.constants import KVM_IRQCHIP_IOAPIC as IOAPIC
+from pykvm.kvm.irqchip import IrqchipRoute, default_routes
 from pykvm.machine.boards import layout
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
+
+TIMER_PIN = 2
+
+
+def route_timer(machine: Machine) -> None:
+    """ISA interrupt 0 to IOAPIC pin 2, as on PCs and as the tables say; KVM's default is pin 0."""
+    if machine.irqchip != "kernel":
+        return
+    routes = []
+    for route in default_routes():
+        if isinstance(route, IrqchipRoute) and route.irqchip == IOAPIC:
+            if route.gsi == TIMER_PIN:
+                continue
+            if route.gsi == 0:
+                route = IrqchipRoute(0, IOAPIC, TIMER_PIN)
+        routes.append(route)
+    machine.vm.set_gsi_routing(routes)
 
 
 def add_power_management(machine: Machine) -> AcpiPm:

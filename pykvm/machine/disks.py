@@ -1,0 +1,108 @@
+"""Disks and CD-ROMs on a machine: which device, where, and what opens the image."""
+
+from __future__ import annotations
+
+import os
+
+from pykvm.devices.block import BlockBackend, open_block
+from pykvm.machine.boards import layout
+from pykvm.machine.result import MachineError
+from pykvm.typed import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pykvm.devices.ide import IdeController
+    from pykvm.machine.boards.pc import PcBoard
+    from pykvm.machine.machine import Machine
+
+Interface = Literal["virtio", "ide", "cdrom"]
+INTERFACES: tuple[Interface, ...] = ("virtio", "ide", "cdrom")
+MAX_MMIO_DISKS = 12  # as many GSIs as there are for them
+
+
+def add_disk(
+    machine: Machine,
+    image: str | os.PathLike[str] | bytes | BlockBackend,
+    *,
+    readonly: bool,
+    snapshot: bool,
+    serial: str,
+    interface: Interface,
+) -> Any:
+    """See `Machine.add_disk`."""
+    if interface not in INTERFACES:
+        raise MachineError(f"interface={interface!r} is not virtio, ide or cdrom")
+    if interface != "virtio" and machine.board.name != "pc":
+        raise MachineError(
+            f'the {machine.board.name} board has no IDE; use interface="virtio" or board="pc"'
+        )
+    if machine.board.name == "bare":
+        raise MachineError('a bare board has no place for disks; use board="microvm" or "pc"')
+    backend = _open(image, readonly or interface == "cdrom", snapshot)
+    try:
+        if interface == "virtio":
+            return _add_virtio(machine, backend, serial)
+        return _add_ide(machine, backend, serial, interface == "cdrom")
+    except BaseException:
+        backend.close()
+        raise
+
+
+def _open(image: Any, readonly: bool, snapshot: bool) -> BlockBackend:
+    from pykvm.devices.block import MemoryDisk, Overlay
+
+    if isinstance(image, (bytes, bytearray)):
+        return MemoryDisk(bytes(image), read_only=readonly)
+    if isinstance(image, BlockBackend):
+        return Overlay(image) if snapshot else image
+    return open_block(image, readonly, snapshot)
+
+
+def _add_virtio(machine: Machine, backend: BlockBackend, serial: str) -> Any:
+    from pykvm.devices.virtio import VirtioBlk, VirtioMmio, VirtioPci
+
+    disk = VirtioBlk(backend, serial)
+    if machine.board.name == "pc":
+        board: PcBoard = machine.board  # type: ignore[assignment]
+        board.add_pci(VirtioPci(disk, machine.memory))
+        return disk
+    n = len(machine.virtio_mmio)
+    if n >= MAX_MMIO_DISKS:
+        raise MachineError(
+            f'the microvm board has room for {MAX_MMIO_DISKS} disks; use board="pc" for more'
+        )
+    gpa, gsi = layout.VIRTIO_MMIO + n * layout.VIRTIO_MMIO_SIZE, layout.virtio_mmio_gsi(n)
+    transport = VirtioMmio(disk, machine.memory, machine.wiring.line(gsi))
+    machine.add_device(transport, mmio=gpa, length=layout.VIRTIO_MMIO_SIZE)
+    machine.virtio_mmio.append((gpa, gsi))
+    return disk
+
+
+def _add_ide(machine: Machine, backend: BlockBackend, serial: str, cdrom: bool) -> Any:
+    from pykvm.devices.ide import AtaDisk, AtapiCdrom
+
+    board: PcBoard = machine.board  # type: ignore[assignment]
+    controller = board.ide
+    taken = [i for i in range(4) if controller.channels[i // 2].drives[i % 2] is not None]
+    # CD-ROMs on the secondary channel first, as PCs have them.
+    order = (2, 3, 1, 0) if cdrom else (0, 1, 3, 2)
+    place = next((i for i in order if i not in taken), None)
+    if place is None:
+        raise MachineError('all four IDE drives are there already; use interface="virtio"')
+    options = {"serial": serial} if serial else {}
+    drive = AtapiCdrom(backend, **options) if cdrom else AtaDisk(backend, **options)
+    controller.add_drive(place, drive)
+    return drive
+
+
+def add_controller(machine: Machine) -> IdeController:
+    """The IDE function, with its channels at the ports that a PC has them at."""
+    from pykvm.devices.ide import IdeController
+    from pykvm.devices.ide.controller import LEGACY
+
+    primary, secondary = (machine.wiring.line(irq) for _, _, irq in LEGACY)
+    controller = IdeController(machine.memory, (primary, secondary))
+    machine.claim(
+        ("pio", port, length, device) for port, length, device in controller.legacy_ranges()
+    )
+    machine.devices += controller.channels
+    return controller
