@@ -43,6 +43,7 @@ from pykvm.typed import Any, NamedTuple
 _PAGE_FAULT = 14
 _STEPS = 3 * PAGES  # page faults that one instruction may need
 _CODED = frozenset((12, 13, 17))  # exceptions with an error code
+_MXCSR_INITIAL = b"\x80\x1f\x00\x00"
 _READONLY = 1 << 1  # KVM_MEM_READONLY
 
 GPR, X87, FWAIT, FX, MMX, SSE, AVX, MASKS, AVX512, BMI, XSAVE = (
@@ -218,8 +219,11 @@ class Computer:
     def _take_state(self, cpu: Cpu, insn: Instruction, operand: _Operand, kind: str) -> None:
         vcpu, own = cpu.vcpu, self.engine.vcpu
         own.ioctl("KVM_GET_XSAVE2" if own.xsave_size > PAGE else "KVM_GET_XSAVE", self._area)
+        area = ffi.buffer(self._area)
+        if not area[512][0] & 2:
+            # The kernel leaves a stale MXCSR where SSE is in its initial state.
+            area[24:28] = _MXCSR_INITIAL
         if kind == X87:
-            area = ffi.buffer(self._area)
             if area[8:16] == CODE.to_bytes(8, "little"):
                 area[8:16] = int(cpu.regs.rip).to_bytes(8, "little")
             if operand.present and area[16:24] == (WINDOW + operand.at).to_bytes(8, "little"):

@@ -113,7 +113,7 @@ class Cpu:
         """Real mode or vm86: interrupts through 4-byte vectors, selectors are paragraphs."""
         return self.real or self.vm86
 
-    # -- registers -----------------------------------------------------------------------------------
+    # -- registers ---------------------------------------------------------------------------------
 
     def reg(self, number: int, bits: int = 64) -> int:
         """A general register, its low `bits`."""
@@ -141,7 +141,7 @@ class Cpu:
             self.regs.rip &= 0xFFFF if self.regs.rip - length <= 0xFFFF else 0xFFFFFFFF
         self.changed()
 
-    # -- addresses -----------------------------------------------------------------------------------
+    # -- addresses ---------------------------------------------------------------------------------
 
     def offset(self, insn: Instruction) -> int:
         """The effective address of the memory operand."""
@@ -199,7 +199,7 @@ class Cpu:
         """The linear address of the instruction's memory operand of `size` bytes."""
         return self.linear(self.segment_of(insn), self.offset(insn), size, write=write)
 
-    # -- paging --------------------------------------------------------------------------------------
+    # -- paging ------------------------------------------------------------------------------------
 
     def walk(self, address: int) -> Walk:
         """The page walk of a linear address."""
@@ -275,7 +275,7 @@ class Cpu:
             self.mark(found, write)
         return pieces
 
-    # -- memory --------------------------------------------------------------------------------------
+    # -- memory ------------------------------------------------------------------------------------
 
     def read(self, address: int, size: int, *, system: bool = False, fetch: bool = False) -> bytes:
         """Bytes at a linear address; MMIO goes to the machine's bus."""
@@ -329,7 +329,7 @@ class Cpu:
                 pass  # only a longer instruction would need it
         return data
 
-    # -- MSRs ----------------------------------------------------------------------------------------
+    # -- MSRs --------------------------------------------------------------------------------------
 
     def msr(self, index: int) -> int:
         """An MSR of the guest. Raises `Refused` where KVM does not know it."""

@@ -13,6 +13,7 @@ instruction; each vector of the IDT leads to a HLT, which exits and says by RIP 
 from __future__ import annotations
 
 import struct
+from threading import get_ident
 
 from pykvm._native import ffi, lib
 from pykvm.arch import presets
@@ -126,7 +127,7 @@ class Engine:
         self._mapped: tuple[Frame, ...] = ()
         self.memory.write(EDIT, bytes.fromhex("".join(self._editors) + "0f20d8 0f22d8 f4"))
         self._code = b""
-        self._ss_cs_ring3 = True
+        self._thread = 0
 
     # -- the guest's memory ------------------------------------------------------------------------
 
@@ -229,6 +230,11 @@ class Engine:
     def _run(self) -> int | None:
         """Until a HLT: the vector whose stub it is in, None for the end of EDIT's code."""
         native, run = self.vcpu._native, self.vcpu._run
+        if self._thread != get_ident():
+            # A timer of its own: the thread's signals find this vCPU running, and the C loop then
+            # sets the timer of the vCPU it finds. The guest's repeats until its turn comes.
+            lib.pykvm_watch(native, 0, 0)
+            self._thread = get_ident()
         while True:
             code = lib.pykvm_resume(native)
             kind = code & 0x7F
