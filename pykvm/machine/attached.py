@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pykvm.machine.boards import Board
     from pykvm.machine.boards.standard import Standard
     from pykvm.machine.control import Control
+    from pykvm.machine.cpus import Cpus
     from pykvm.machine.disks import Interface
     from pykvm.machine.hooks import Handler, Hook
     from pykvm.machine.machine import Machine
@@ -51,6 +52,8 @@ class Attached:
     standard: Standard | None
     devices: list[Any]
     irqchip: Irqchip
+    cpus: Cpus | None
+    """The CPU model; None while the vCPUs show what the host's KVM supports."""
     cmdline: str
     triple_fault: str
     acpi: bool

@@ -54,9 +54,11 @@ def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
     source = image if guest is None else guest.path
     ram = [(r.gpa, r.size) for r in machine.memory.regions]
     kernel = {key: options.pop(key) for key in _KERNEL_OPTIONS}
-    if guest is None and _is_kernel(machine, source, options["format"], kernel):
+    kind = "" if guest is not None else _kernel(machine, source, options["format"], kernel)
+    if kind:
+        machine.use_cpu_model()
         machine.board.prepare()
-        environment = machine.board.environment({**options, **kernel})
+        environment = machine.board.environment(kind, {**options, **kernel})
         options["environment"] = environment
         options["cmdline"], options["modules"] = "", ()  # they are in the environment
         machine.cmdline = environment.cmdline
@@ -82,10 +84,9 @@ def place(machine: Machine, loaded: boot.LoadedImage) -> None:
     loaded.state.apply(machine.vcpus[0], None)
 
 
-def _is_kernel(machine: Machine, image: Any, format: str, options: dict[str, Any]) -> bool:
-    """Whether the loader wants to know about the machine."""
-    if any(options[key] not in (None, False, "auto") for key in options):
-        return True
+def _kernel(machine: Machine, image: Any, format: str, options: dict[str, Any]) -> str:
+    """The kind of image, if it is one whose loader wants to know about the machine; else ""."""
+    told = any(options[key] not in (None, False, "auto") for key in options)
     if format == "auto":
         from pykvm.boot.detect import detect
         from pykvm.boot.source import open_source
@@ -96,7 +97,12 @@ def _is_kernel(machine: Machine, image: Any, format: str, options: dict[str, Any
             from pykvm.boot.elf import ElfImage
 
             elf = ElfImage(source.name, source.data, None)
-            return bool(elf.note_ranges or elf.is_higher_half)
+            if elf.note_ranges or elf.is_higher_half:
+                format = "linux64"
+        elif format == "packed":
+            format = "linux64"
+    if told:
+        return format
     if format == "multiboot":  # small kernels that need nothing else are spared the tables
-        return machine.board.name == "pc"
-    return format not in _PLAIN
+        return format if machine.board.name == "pc" else ""
+    return "" if format in _PLAIN else format

@@ -176,6 +176,12 @@ def _typed(machine: Machine, vcpu: Vcpu, error: int) -> Outcome | None:
             machine.chips.ioapic.eoi(exit_.vector)
         return None
     detail = ""
+    if isinstance(exit_, exits.RdmsrExit) and machine.cpus is not None:
+        machine.cpus.read(exit_)
+        return None
+    if isinstance(exit_, exits.WrmsrExit) and machine.cpus is not None:
+        machine.cpus.write(exit_)
+        return None
     if isinstance(exit_, exits.InternalErrorExit) and machine.assist_mode != "off":
         from pykvm.machine.assist import finish
 

@@ -45,6 +45,10 @@ class Machine(Running):
     - `devices`: False leaves out COM1, debug-exit, debugcon and the POST port.
     - `triple_fault`: "stop" reports it as a crash, "reset" takes it as the reset that it is on a
       PC; "auto" does so if a Linux command line asks for it (`reboot=t`).
+    - `cpu`: a CPU model with wishes, "host,-avx2" (models: host, portable, minimal; see
+      `pykvm.arch.cpumodel`). Unless given, small guests see what the host's KVM supports, and
+      kernels the model "host". `topology`: "sockets=1,cores=2,threads=2"; one socket of cores
+      unless given.
     - `acpi`: False leaves the ACPI tables out.
     - `assist`: "off" lets an instruction that KVM's emulator refuses end the run; "auto" and "on"
       complete it in user space (`pykvm.machine.assist`), at no cost until there is one.
@@ -68,6 +72,8 @@ class Machine(Running):
         triple_fault: Literal["auto", "stop", "reset"] = "auto",
         acpi: bool = True,
         assist: Literal["auto", "on", "off"] = "auto",
+        cpu: str | None = None,
+        topology: str = "",
         kvm: Kvm | None = None,
     ) -> None:
         size = memory_size(memory)
@@ -112,6 +118,7 @@ class Machine(Running):
         self.virtio_mmio = []
         self.standard = None
         self.chips = None
+        self.cpus = None
         self.reset_image = None
         self.has_run = False
         self.vcpus = []
@@ -124,7 +131,10 @@ class Machine(Running):
             self.pio = PioBus(self.unclaimed.access, lock)
             self.mmio = MmioBus(self.unclaimed.access, lock)
             self.wiring = self._wiring()
-            self.vcpus = parts.make_vcpus(self.vm, cpus, self.kvm)
+            self.cpu_spec = cpu, topology
+            if cpu is not None or topology or self.board.name == "pc":
+                self._choose_cpu(cpus)
+            self.vcpus = parts.make_vcpus(self.vm, cpus, self.kvm, self.cpus)
             for vcpu in self.vcpus:
                 vcpu.enable_trace(trace or RECENT_EXITS, lossless=bool(trace))
             self.control = Control(self.vcpus)
@@ -145,6 +155,22 @@ class Machine(Running):
 
         self.chips = UserChips(self)
         return Wiring(self.chips.drive)
+
+    def _choose_cpu(self, count: int) -> None:
+        from pykvm.machine.cpus import Cpus
+
+        model, topology = self.cpu_spec
+        self.cpus = Cpus(self.kvm, count, model or "host", topology, self.irqchip != "none")
+        self.cpus.set_policy(self.vm)
+
+    def use_cpu_model(self) -> None:
+        """For `load()`: vCPUs that have not run yet get the CPU model, if they have none."""
+        if self.cpus is None and not self.vcpus_have_run:
+            self._choose_cpu(len(self.vcpus))
+            assert self.cpus is not None
+            for vcpu in self.vcpus:
+                self.cpus.apply(vcpu)
+            self.reset_image = None
 
     # -- contents ------------------------------------------------------------------------------
 

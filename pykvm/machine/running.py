@@ -17,6 +17,8 @@ _PLAIN_ENDS = (StopReason.DEBUG_EXIT, StopReason.STOPPED)
 class Running(Attached):
     """Running a machine. `Machine` is made of this."""
 
+    vcpus_have_run = False
+
     @property
     def status(self) -> Status:
         """What the machine is doing; a crashed one says so until it is reset or restored."""
@@ -39,7 +41,7 @@ class Running(Attached):
             raise MachineError("the machine is running already; stop() it first")
         try:
             self._status = Status.RUNNING
-            self.has_run = True
+            self.has_run = self.vcpus_have_run = True
             started = time.monotonic()
             marks = self._output_marks()
             try:

@@ -66,7 +66,7 @@ class ResetImage:
     def __init__(self, machine: Machine) -> None:
         with machine.kvm.create_vm() as vm:
             parts.add_irqchip(vm, machine.irqchip, len(machine.vcpus))
-            vcpus = parts.make_vcpus(vm, len(machine.vcpus), machine.kvm)
+            vcpus = parts.make_vcpus(vm, len(machine.vcpus), machine.kvm, machine.cpus)
             irqchip = machine.irqchip != "none"
             self.vcpus = [VcpuImage(vcpu, irqchip) for vcpu in vcpus]
             self.chips: list[Any] = []

@@ -39,16 +39,21 @@ class Board:
     def prepare(self) -> None:
         """Adds what a kernel that knows PCs looks for; called by `load()`, before it."""
 
-    def environment(self, options: dict[str, Any]) -> BootEnvironment:
-        """What the loader of a kernel needs to know of the machine."""
+    def environment(self, kind: str, options: dict[str, Any]) -> BootEnvironment:
+        """What the loader of a kernel (an image of that kind) needs to know of the machine."""
         from pykvm.machine.boards.bootenv import environment
 
-        return environment(self.machine, options)
+        return environment(self.machine, kind, options)
 
     def place(self) -> None:
         """What firmware would have done: tables in memory; after a load and after a reset."""
         for gpa, data in self.tables:
             self.machine.memory.write(gpa, data)
+        if self.tables and not self.has_firmware:
+            from pykvm.machine.cpus import set_up_mtrrs
+
+            for vcpu in self.machine.vcpus:
+                set_up_mtrrs(vcpu)
 
 
 class Microvm(Board):

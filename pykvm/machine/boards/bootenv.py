@@ -10,13 +10,20 @@ if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
 
 
-def environment(machine: Machine, options: dict[str, Any]) -> BootEnvironment:
+LINUX = {"bzimage", "linux64", "pvh"}
+
+
+def environment(machine: Machine, kind: str, options: dict[str, Any]) -> BootEnvironment:
     """What the machine tells a kernel, with what the user gave `load()`."""
     blobs, rsdp = describe.tables(machine)
     machine.board.tables = blobs
-    cmdline = options.get("cmdline", "")
-    if rsdp is None:
-        cmdline = " ".join([cmdline, *virtio_options(machine)]).strip()
+    words = [options.get("cmdline", "")]
+    if kind in LINUX:
+        if machine.cpus is not None:
+            words.append(machine.cpus.linux_parameters(machine.vcpus[0]))
+        if rsdp is None:
+            words += virtio_options(machine)
+    cmdline = " ".join(filter(None, words))
     reserved = [(layout.BIOS_AREA, layout.BIOS_AREA_END - layout.BIOS_AREA)] if blobs else []
     return BootEnvironment(
         e820=describe.memory_map(machine),

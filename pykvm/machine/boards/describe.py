@@ -7,7 +7,7 @@ go to it as fw_cfg files instead.
 
 from __future__ import annotations
 
-from pykvm.arch import acpi, mptable
+from pykvm.arch import acpi, mptable, smbios
 from pykvm.arch.e820 import E820Entry, build_e820
 from pykvm.machine.boards import layout
 from pykvm.typed import TYPE_CHECKING, Any
@@ -93,7 +93,25 @@ def tables(machine: Machine) -> tuple[list[Blob], int | None]:
         blobs += found.blobs
         rsdp = found.rsdp_gpa
     blobs.append((MP_TABLE, mp_table(machine)))
+    blobs += smbios_tables(machine).blobs
     return blobs, rsdp
+
+
+def smbios_tables(machine: Machine) -> smbios.SmbiosTables:
+    """What DMI tells about the machine."""
+    cpus = machine.cpus
+    ram = [(r.gpa, r.size) for r in machine.memory.regions]
+    config = smbios.SmbiosConfig(memory=ram)
+    if cpus is not None:
+        signature, features = cpus.signature
+        config = smbios.SmbiosConfig(
+            memory=ram,
+            topology=cpus.topology,
+            cpu_signature=signature,
+            cpu_features=features,
+            product=f"pykvm {machine.board.name}",
+        )
+    return smbios.build(config, SMBIOS)
 
 
 def mp_table(machine: Machine) -> bytes:
@@ -102,9 +120,12 @@ def mp_table(machine: Machine) -> bytes:
     if machine.board.name == "pc":
         pirqs = [layout.PIRQ_GSI + n for n in range(layout.PIRQS)]
         pci = mptable.pci_interrupts(pirqs)
+    signature, features = (0, 0) if machine.cpus is None else machine.cpus.signature
     return mptable.build(
         apic_ids(machine),
         MP_TABLE,
+        signature=signature,
+        features=features,
         ioapic_base=layout.IOAPIC,
         lapic_base=layout.LAPIC,
         pci=pci,

@@ -8,7 +8,10 @@ from pykvm.kvm import Kvm, Vcpu, Vm
 from pykvm.kvm.cpuid import read_cpuid_table
 from pykvm.machine.boards import layout
 from pykvm.memory import GuestMemory
-from pykvm.typed import Any
+from pykvm.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pykvm.machine.cpus import Cpus
 
 _HUGE = {"2M": 2 << 20, "1G": 1 << 30}
 
@@ -55,8 +58,16 @@ def _on_borders(pieces: list[tuple[int, int]], page: int) -> Iterator[tuple[int,
             yield gpa, length
 
 
-def make_vcpus(vm: Vm, count: int, kvm: Kvm) -> list[Vcpu]:
-    """vCPUs with the CPUID that the host supports; the APIC ID is the index."""
+def make_vcpus(vm: Vm, count: int, kvm: Kvm, cpus: Cpus | None = None) -> list[Vcpu]:
+    """vCPUs with the CPUID of a model, or just that which the host supports.
+
+    A vCPU's id is its APIC ID: as the topology has it, else its index.
+    """
+    if cpus is not None:
+        vcpus = [vm.create_vcpu(apic_id) for apic_id in cpus.apic_ids]
+        for vcpu in vcpus:
+            cpus.apply(vcpu)
+        return vcpus
     table = read_cpuid_table(kvm, "KVM_GET_SUPPORTED_CPUID")
     vcpus = []
     for index in range(count):
