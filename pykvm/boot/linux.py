@@ -19,6 +19,7 @@ it was linked.
 
 from __future__ import annotations
 
+from pykvm.boot.bios_data import bios_data_area
 from pykvm.boot.environment import PROTOCOLS, BootEnvironment
 from pykvm.boot.errors import ImageError, human_size, printable
 from pykvm.boot.image import LoadedImage, Segment
@@ -91,6 +92,7 @@ class Placed:
 
     def params(self, params: BootParams, cmdline_size: int) -> int:
         """Fill in what every entry tells the kernel, and place the page; returns its address."""
+        self.segments += bios_data_area(self.layout, self.entries)
         cmdline = self.cmdline(cmdline_size)
         params.set_cmdline(cmdline.gpa, cmdline_size)
         params.set_memory(self.entries)
@@ -175,7 +177,7 @@ def load_bzimage(source: Source, layout: Layout, environment: BootEnvironment) -
         params.set_initrd(initrd.gpa, initrd.mem_size)
     params_at = placed.params(params, header.cmdline_size)
     entry = kernel.gpa + (ENTRY_64 if protocol == "64" else 0)
-    _note_kernel(placed, header, kernel)
+    note_kernel(placed, header, kernel)
     return LoadedImage(
         name=source.name,
         format="bzimage",
@@ -189,7 +191,8 @@ def load_bzimage(source: Source, layout: Layout, environment: BootEnvironment) -
     )
 
 
-def _note_kernel(placed: Placed, header: SetupHeader, kernel: Segment) -> None:
+def note_kernel(placed: Placed, header: SetupHeader, kernel: Segment) -> None:
+    """Remember which kernel it is, and where."""
     version = printable(header.kernel_version.split(" ")[0])
     placed.notes.insert(
         0,

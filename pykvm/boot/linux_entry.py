@@ -1,16 +1,11 @@
 """The CPU states in which Linux is entered (Documentation/arch/x86/boot.rst: "32-bit Boot
-Protocol", "64-bit Boot Protocol", "Running the Kernel")."""
+Protocol", "64-bit Boot Protocol"; the 16-bit entry is reached through `bios_state`)."""
 
 from __future__ import annotations
 
-from pykvm.arch.assemble import Room, add_paging, place_tss, registers, segmented
+from pykvm.arch.assemble import Room, add_paging, place_tss, segmented
 from pykvm.arch.bits import CR0, EFER
-from pykvm.arch.descriptors import (
-    DescriptorTable,
-    code_segment,
-    data_segment,
-    real_mode_segment,
-)
+from pykvm.arch.descriptors import DescriptorTable, code_segment, data_segment
 from pykvm.arch.pagemodes import GIB, PAGE_2M, PagingMode
 from pykvm.arch.presets import real_mode
 from pykvm.arch.state import CpuState
@@ -52,11 +47,7 @@ def linux_state(layout: Layout, bits: int, entry: int, boot_params: int) -> CpuS
     return state
 
 
-def setup_state(base: int, stack: int) -> CpuState:
-    """The state at the 16-bit entry of a real-mode part at guest-physical `base`, a multiple of 16:
-    CS 0x20 paragraphs further, all other segments at it, SP = `stack`."""
-    state = real_mode(base, segment=base >> 4)
-    state.regs = registers(0, stack, None)
-    state.segments |= dict.fromkeys(("ds", "es", "fs", "gs", "ss"), real_mode_segment(base >> 4))
-    state.segments["cs"] = real_mode_segment((base >> 4) + 0x20, code=True)
-    return state
+def bios_state(base: int, entry: int) -> CpuState:
+    """The state that starts real-mode code at linear address `entry` in the segment at `base`, a
+    multiple of 16. It has to set up its own stack and data segments."""
+    return real_mode(entry, segment=base >> 4)

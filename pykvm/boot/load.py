@@ -71,7 +71,7 @@ def load_image(
         environment = BootEnvironment(cmdline=cmdline, modules=modules)
     else:
         environment = environment.merged(cmdline, modules)
-        if environment.reserved:
+        if environment.reserved and chosen != "firmware":  # which makes all tables itself
             from pykvm.boot.memmap import take_reserved
 
             take_reserved(layout, environment.reserved)

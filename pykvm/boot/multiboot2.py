@@ -12,6 +12,7 @@ import struct
 from collections.abc import Sequence
 
 from pykvm.boot import memmap, multiboot
+from pykvm.boot.bios_services import bios_segments
 from pykvm.boot.elf import ElfImage
 from pykvm.boot.elf_symbols import symbol_table
 from pykvm.boot.entrystate import entry_state
@@ -56,6 +57,7 @@ def load_multiboot2(
             "display: make the tag optional, or give the machine a display"
         )
     kernel, moved = claim_kernel(layout, source, header, entry)
+    bios = bios_segments(layout, entries, has_screen=screen is not None)
     state = entry_state(layout, "protected", kernel.entry)
     opened = open_all(environment)
     modules = multiboot.claim_modules(layout, opened)
@@ -95,7 +97,7 @@ def load_multiboot2(
     return LoadedImage(
         name=name,
         format="multiboot2",
-        segments=[*kernel.segments, *modules, *symbol_segments, piece],
+        segments=[*kernel.segments, *modules, *symbol_segments, *bios, piece],
         entry=kernel.entry,
         mode="protected",
         state=state,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pykvm.boot import memmap, multiboot
+from pykvm.boot.bios_services import bios_segments
 from pykvm.boot.entrystate import entry_state
 from pykvm.boot.environment import BootEnvironment
 from pykvm.boot.errors import ImageError
@@ -48,6 +49,7 @@ def load_multiboot(
     screen = choose_screen(environment, _screen_request(header))
     multiboot.check_flags(name, header, screen is not None)
     kernel = multiboot.claim_kernel(layout, source, header, entry)
+    bios = bios_segments(layout, entries, has_screen=screen is not None)
     state = entry_state(layout, "protected", kernel.entry)
     opened = open_all(environment)
     module_segments = multiboot.claim_modules(layout, opened)
@@ -69,7 +71,7 @@ def load_multiboot(
     return LoadedImage(
         name=name,
         format="multiboot",
-        segments=[*kernel.segments, *module_segments, *symbol_segments, info],
+        segments=[*kernel.segments, *module_segments, *symbol_segments, *bios, info],
         entry=kernel.entry,
         mode="protected",
         state=state,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 
+from pykvm.boot.bios_data import bios_data_area
 from pykvm.boot.elf import ElfImage
 from pykvm.boot.elf_notes import pvh_entry
 from pykvm.boot.elf_symbols import symbol_table
@@ -51,9 +52,10 @@ def load_pvh(
     keep_to(layout, entries)
     segments = elf.claim(layout)
     check_in_ram(layout, entries, segments)
+    segments += bios_data_area(layout, entries)
     _check_entry(name, elf, entry)
     if header is not None:
-        start = min(s.gpa for s in segments)
+        start = min(s.paddr for s in elf.segments)
         layout.avoid(start, header.init_size)
     state = entry_state(layout, "protected", entry)
     opened = open_all(environment)
