@@ -57,8 +57,11 @@ PIRQS = 8
 
 
 def virtio_mmio_gsi(slot: int) -> int:
-    """The GSI of virtio-mmio device `slot`: 16 to 23 first, then 5, 6, 7, 10, 11."""
-    order: list[int] = [*range(16, 24), 5, 6, 7, 10, 11]
+    """The GSI of virtio-mmio device `slot`: 5, 6, 7, 10, 11 first, then 16 to 23.
+
+    A kernel without ACPI and MP table has the PICs alone, so only the first five work there.
+    """
+    order: list[int] = [5, 6, 7, 10, 11, *range(16, 24)]
     return order[slot % len(order)]
 
 
