@@ -131,6 +131,8 @@ def _event(machine: Machine, vcpu: Vcpu, kind: int, high: int) -> Outcome | None
     if kind == 0:
         return _typed(machine, vcpu, high)
     if kind in (_SIGNAL, _TICK):
+        if machine.assist is not None:
+            machine.assist.traps.visit(vcpu)
         return None  # Python's signal handlers run between the calls
     if kind == _KICKED:
         if machine.chips is not None:
@@ -166,6 +168,8 @@ def _typed(machine: Machine, vcpu: Vcpu, error: int) -> Outcome | None:
     if isinstance(exit_, exits.HltExit):
         return Outcome(StopReason.HALTED, vcpu_id, exit=exit_)
     if isinstance(exit_, exits.DebugExit):
+        if machine.assist is not None and machine.assist.traps.trapped(vcpu):
+            return None
         return Outcome(StopReason.STOPPED, vcpu_id, detail="debug exit", exit=exit_)
     if isinstance(exit_, (exits.IrqWindowOpenExit, exits.IntrExit)):
         if machine.chips is not None:

@@ -7,9 +7,10 @@ from pykvm.errors import PykvmError
 from pykvm.machine.assist import events
 from pykvm.machine.assist.compute import XSAVE, Computer
 from pykvm.machine.assist.cpu import GP, UD, Cpu, Fault, Refused
-from pykvm.machine.assist.decode import MAX_LENGTH, Instruction, Undecodable, relocated
+from pykvm.machine.assist.decode import MAX_LENGTH, Instruction, Undecodable
 from pykvm.machine.assist.engine import CODE, WINDOW, Engine
-from pykvm.machine.assist.table import Entry, find, name_of
+from pykvm.machine.assist.table import Entry, find
+from pykvm.machine.assist.traps import Traps
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _EMULATION: int = lib.KVM_INTERNAL_ERROR_EMULATION
 _HAS_BYTES: int = lib.KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
-_PAGE_FAULT = 14
 _IA32_XSS = 0xDA0
 _NO_PROGRESS = 10_000  # faults at one place, with nothing completed in between
 
@@ -36,7 +36,8 @@ class Assist:
         """Why the last instruction could not be completed."""
         self._counts: dict[int, dict[str, int]] = {}
         self._computers: dict[int, Computer] = {}
-        self._stuck: dict[int, tuple[int, int, int]] = {}
+        self._stuck: dict[int, tuple[int, int]] = {}
+        self.traps = Traps(self)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -61,8 +62,11 @@ class Assist:
             known = bytes(ffi.buffer(failure.insn_bytes, failure.insn_size))
         return self.instruction(vcpu, known)
 
-    def instruction(self, vcpu: Vcpu, known: bytes = b"") -> bool:
-        """Completes the instruction at the vCPU's RIP; `known` are its first bytes, if any are."""
+    def instruction(self, vcpu: Vcpu, known: bytes = b"", *, undefined: bool = False) -> bool:
+        """Completes the instruction at the vCPU's RIP; `known` are its first bytes, if any are.
+
+        `undefined`: the guest was given #UD for it already, so that one says no more.
+        """
         cpu = Cpu(self.machine, vcpu)
         name = ""
         try:
@@ -76,6 +80,8 @@ class Assist:
                 return False
             self._run(cpu, insn, entry)
         except Fault as fault:
+            if undefined and fault.vector == UD:
+                return False
             if not self._progress(cpu, fault):
                 self.why = f"it raises vector {fault.vector} at the same place without end"
                 return False
@@ -89,9 +95,15 @@ class Assist:
             return False
         else:
             self._stuck.pop(vcpu.id, None)
+        self.count(vcpu, name)
+        if not undefined:
+            self.traps.visit(vcpu)
+        return True
+
+    def count(self, vcpu: Vcpu, name: str) -> None:
+        """One more completed instruction."""
         counts = self._counts.setdefault(vcpu.id, {})
         counts[name] = counts.get(name, 0) + 1
-        return True
 
     def _decode(self, cpu: Cpu, known: bytes) -> Instruction:
         if known:
@@ -157,9 +169,9 @@ class Assist:
     def _progress(self, cpu: Cpu, fault: Fault) -> bool:
         """Whether faults come at different places, or at least not without end."""
         place = hash((cpu.regs.rip, cpu.regs.rsp, fault.vector, fault.error))
-        before, _, times = self._stuck.get(cpu.vcpu.id, (0, 0, 0))
+        before, times = self._stuck.get(cpu.vcpu.id, (0, 0))
         times = times + 1 if before == place else 1
-        self._stuck[cpu.vcpu.id] = (place, 0, times)
+        self._stuck[cpu.vcpu.id] = (place, times)
         return times <= _NO_PROGRESS
 
     def summary(self) -> str:
@@ -170,6 +182,7 @@ class Assist:
     def reset(self) -> None:
         """Forgets counts, as a reset of the machine does."""
         self._counts.clear()
+        self.traps.reset()
         self._stuck.clear()
 
     def close(self) -> None:
@@ -186,6 +199,3 @@ def finish(machine: Machine, vcpu: Vcpu, exit_: InternalErrorExit) -> str | None
     if assist.complete(vcpu, exit_):
         return None
     return assist.why
-
-
-_ = (relocated, name_of, _PAGE_FAULT)

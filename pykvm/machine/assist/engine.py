@@ -19,7 +19,7 @@ from pykvm._native import ffi, lib
 from pykvm.arch import presets
 from pykvm.arch.bits import CR4, PTE
 from pykvm.arch.descriptors import Gate
-from pykvm.arch.pagewalk import paging_registers, walk
+from pykvm.arch.pagewalk import walk
 from pykvm.kvm import Kvm
 from pykvm.kvm.errors import KvmError
 from pykvm.typed import TYPE_CHECKING, Any, NamedTuple
@@ -117,14 +117,17 @@ class Engine:
             state.cr4 &= ~int(CR4.OSXSAVE | CR4.FSGSBASE)
             state.apply(self.vcpu, self.memory)
             self.vcpu.flush()
-        levels = walk(self.memory, WINDOW, **paging_registers(self.vcpu.sregs)).levels
+        s = self.vcpu.sregs
+        levels = walk(
+            self.memory, WINDOW, cr0=s.cr0, cr3=s.cr3, cr4=s.cr4, efer=s.efer
+        ).levels  # fmt: skip
         self._table = levels[-1].entry_gpa
         # mov [rdi + 8i], register i; mov rax, cr3; mov cr3, rax; hlt
         self._editors = (
             "48 89 07", "48 89 5f 08", "48 89 4f 10", "48 89 57 18", "48 89 77 20", "48 89 6f 28",
             "4c 89 47 30", "4c 89 4f 38",
         )  # fmt: skip
-        self._mapped: tuple[Frame, ...] = ()
+        self._mapped: tuple[Frame | None, ...] = ()
         self.memory.write(EDIT, bytes.fromhex("".join(self._editors) + "0f20d8 0f22d8 f4"))
         self._code = b""
         self._thread = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from pykvm.machine.assist import compute, descriptors, system, transfer
-from pykvm.machine.assist.decode import EVEX, LEGACY, Instruction
+from pykvm.machine.assist.decode import LEGACY, Instruction, relocated
 from pykvm.machine.assist.system import Handler
 from pykvm.typed import NamedTuple
 
@@ -68,7 +68,7 @@ def find(insn: Instruction) -> Entry | None:
         if found is not None:
             return found
     kind = compute.kind_of(insn)
-    return Entry(name_of(insn.raw, insn.bits), kind=kind) if kind is not None else None
+    return Entry(name_of(relocated(insn, 0), 64), kind=kind) if kind is not None else None
 
 
 def _never_locked(insn: Instruction) -> bool:
@@ -93,7 +93,7 @@ def _system(insn: Instruction) -> Entry | None:
         return _GROUP7.get(insn.modrm)
     if opcode == 0xAE:
         return _group15(insn, reg)
-    if opcode == 0xC7 and insn.prefix == 0xF3 and not insn.memory and reg == 7:
+    if opcode == 0xC7 and insn.rep == 0xF3 and not insn.memory and reg == 7:
         return Entry("rdpid", system.rdpid)
     if opcode == 0xC7 and insn.memory and reg in (3, 5):
         return Entry("xrstors" if reg == 3 else "xsaves", kind=_SUPERVISOR_STATE)
@@ -121,6 +121,3 @@ def name_of(raw: bytes, bits: int) -> str:
     if found is None:
         return raw.hex(" ")
     return found.mnemonic.split()[-1]
-
-
-_ = EVEX

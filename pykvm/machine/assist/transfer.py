@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pykvm.arch.descriptors import decode_segment
 from pykvm.machine.assist.cpu import (
-    CR0_PE,
     EFER_SCE,
     GP,
     IF,
@@ -199,22 +198,22 @@ def _iret_protected(cpu: Cpu, size: int) -> None:
     if flags & VM and not cpu.long and size == 4 and cpu.cpl == 0:
         raise Refused("a return to vm86 mode")
     selector = cs & 0xFFFF
-    code = _code(cpu, selector)
+    code = code_segment_of(cpu, selector)
     outer = selector & 3 > cpu.cpl
     stack = None
     if outer or cpu.bits == 64:
         (rip, cs, flags, new_rsp, ss), _, _ = _stack(cpu, size, 5)
-        stack = _stack_segment(cpu, ss & 0xFFFF, selector & 3, bool(code.l))
+        stack = stack_segment_of(cpu, ss & 0xFFFF, selector & 3, bool(code.l))
     if code.l:
         cpu.canonical(rip)
     elif rip > code.limit:
         raise Fault(GP, 0)
     old_cpl = cpu.cpl
     _set_flags(cpu, flags, size, old_cpl)
-    _load(cpu.sregs.cs, code)
+    load(cpu.sregs.cs, code)
     cpu.regs.rip = rip
     if stack is not None:
-        _load(cpu.sregs.ss, stack)
+        load(cpu.sregs.ss, stack)
         wide = 64 if cpu.bits == 64 or code.l else 32 if stack.db else 16
         _set_rsp(cpu, new_rsp, wide)
     else:
@@ -230,7 +229,8 @@ def _iret_protected(cpu: Cpu, size: int) -> None:
     cpu.settle()
 
 
-def _code(cpu: Cpu, selector: int) -> Any:
+def code_segment_of(cpu: Cpu, selector: int) -> Any:
+    """The code segment that a return to `selector` loads. Raises `Fault`."""
     raw = descriptor(cpu, selector)
     code = selector & 0xFFFC
     rpl = selector & 3
@@ -248,7 +248,8 @@ def _code(cpu: Cpu, selector: int) -> Any:
     return found.replace(type=found.type | 1, l=found.l if cpu.long else 0, dpl=rpl)
 
 
-def _stack_segment(cpu: Cpu, selector: int, rpl: int, long_code: bool) -> Any:
+def stack_segment_of(cpu: Cpu, selector: int, rpl: int, long_code: bool) -> Any:
+    """The stack segment that a return to ring `rpl` loads. Raises `Fault`."""
     code = selector & 0xFFFC
     raw = descriptor(cpu, selector)
     if raw is None and not code and long_code and rpl != 3:
@@ -265,9 +266,7 @@ def _stack_segment(cpu: Cpu, selector: int, rpl: int, long_code: bool) -> Any:
     return found.replace(type=found.type | 1)
 
 
-def _load(target: Any, segment: Any) -> None:
+def load(target: Any, segment: Any) -> None:
+    """Copies a segment, with its hidden part, into a register."""
     for name in _PARTS:
         setattr(target, name, getattr(segment, name))
-
-
-_ = CR0_PE
