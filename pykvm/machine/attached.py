@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pykvm.machine.control import Control
     from pykvm.machine.cpus import Cpus
     from pykvm.machine.disks import Interface
+    from pykvm.machine.firmware import Roms
     from pykvm.machine.hooks import Handler, Hook
     from pykvm.machine.machine import Machine
     from pykvm.machine.userchips import UserChips
@@ -74,6 +75,7 @@ class Attached:
     _result: RunResult | None
     _failure: BaseException | None
     _running: threading.Lock
+    _roms: Roms | None = None
     _clock: MonotonicClock | None = None
     _screen: Screen | None = None
     chips: UserChips | None
@@ -272,6 +274,16 @@ class Attached:
         if pm is None:
             raise MachineError(f'the {self.board.name} board has no power button; use board="pc"')
         return pm.press_power_button()
+
+    def place_roms(self, loaded: LoadedImage) -> None:
+        """Exactly the ROMs of this image from now on."""
+        if self._roms is None:
+            if not loaded.roms:
+                return
+            from pykvm.machine.firmware import Roms
+
+            self._roms = Roms(self.whole)
+        self._roms.place(loaded)
 
     def _check_open(self) -> None:
         if self._status is Status.CLOSED:

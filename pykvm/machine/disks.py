@@ -63,7 +63,8 @@ def _add_virtio(machine: Machine, backend: BlockBackend, serial: str) -> Any:
     disk = VirtioBlk(backend, serial)
     if machine.board.name == "pc":
         board: PcBoard = machine.board  # type: ignore[assignment]
-        board.add_pci(VirtioPci(disk, machine.memory))
+        slot = board.add_pci(VirtioPci(disk, machine.memory))
+        board.bootable.append(("virtio", slot, 0))
         return disk
     n = len(machine.virtio_mmio)
     if n >= MAX_MMIO_DISKS:
@@ -91,6 +92,7 @@ def _add_ide(machine: Machine, backend: BlockBackend, serial: str, cdrom: bool) 
     options = {"serial": serial} if serial else {}
     drive = AtapiCdrom(backend, **options) if cdrom else AtaDisk(backend, **options)
     controller.add_drive(place, drive)
+    board.bootable.append(("ide", controller.slot, place))
     return drive
 
 

@@ -42,6 +42,7 @@ def flat_symbols(guest: GuestImage) -> SymbolTable:
 # Kinds of image that are not told about the machine; it prepares for the others.
 _PLAIN = {"flat", "elf"}
 _KERNEL_OPTIONS = ("initrd", "fast_boot", "protocol")
+_FIRMWARE_OPTIONS = ("boot_menu", "boot_order", "serial_console")
 
 
 def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
@@ -54,8 +55,18 @@ def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
     source = image if guest is None else guest.path
     ram = [(r.gpa, r.size) for r in machine.memory.regions]
     kernel = {key: options.pop(key) for key in _KERNEL_OPTIONS}
+    firmware = {key: options.pop(key) for key in _FIRMWARE_OPTIONS}
     kind = "" if guest is not None else _kernel(machine, source, options["format"], kernel)
-    if kind:
+    if options["format"] == "firmware":
+        from pykvm.machine.firmware import fill_fw_cfg, find_firmware
+
+        machine.use_cpu_model()
+        machine.board.prepare()
+        source = find_firmware(source) if isinstance(source, str) else source
+        fill_fw_cfg(machine, firmware)
+        machine.board.tables = []
+        machine.cmdline = ""
+    elif kind:
         machine.use_cpu_model()
         machine.board.prepare()
         environment = machine.board.environment(kind, {**options, **kernel})
@@ -73,12 +84,14 @@ def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
 
         reset_cpus(machine)  # the last guest may have left the CPU halted, or an interrupt pending
         machine.has_run = False
+    machine.board.has_firmware = loaded.format == "firmware"
     place(machine, loaded)
     return loaded
 
 
 def place(machine: Machine, loaded: boot.LoadedImage) -> None:
     """The image and the machine's tables into memory, the entry state into vCPU 0."""
+    machine.place_roms(loaded)
     loaded.place(machine.memory)
     machine.board.place()
     loaded.state.apply(machine.vcpus[0], None)
@@ -98,7 +111,10 @@ def _kernel(machine: Machine, image: Any, format: str, options: dict[str, Any]) 
 
             elf = ElfImage(source.name, source.data, None)
             if elf.note_ranges or elf.is_higher_half:
-                format = "linux64"
+                from pykvm.boot.environment import BootEnvironment
+                from pykvm.boot.kernels import kind_of_elf
+
+                format = kind_of_elf(elf, BootEnvironment(protocol=options["protocol"]))
         elif format == "packed":
             format = "linux64"
     if told:

@@ -19,6 +19,8 @@ from pykvm.machine.unclaimed import POLICIES, Policy, Unclaimed
 from pykvm.typed import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pykvm.boot import LoadedImage
 
 MAX_CPUS = 64
@@ -187,6 +189,9 @@ class Machine(Running):
         initrd: str | os.PathLike[str] | bytes | None = None,
         fast_boot: bool = False,
         protocol: str = "auto",
+        boot_menu: bool = False,
+        boot_order: Sequence[str] | None = None,
+        serial_console: bool = True,
     ) -> LoadedImage:
         """Puts an image into guest memory and its entry state into vCPU 0.
 
@@ -194,8 +199,12 @@ class Machine(Running):
         ("hello64"). The format is found by looking. `load` and `entry` are guest-physical
         addresses for flat images, `mode` is "real", "protected" or "long". For kernels:
         `cmdline`, `initrd` (a path or bytes), `modules`; `fast_boot` unpacks a compressed Linux
-        on the host, `protocol` chooses its entry ("auto", "64", "32", "16", "pvh"). Raises
-        `ImageError`.
+        on the host, `protocol` chooses its entry ("auto", "64", "32", "16", "pvh").
+
+        Firmware (`load("seabios", format="firmware")`, or a path; pc board) finds the disks that
+        were added; `boot_menu` makes it ask, `boot_order` are Open Firmware paths, best first,
+        `serial_console` lets SeaBIOS show its screen on COM1, too. Raises `ImageError`,
+        `MachineError`.
         """
         from pykvm.machine.loading import load_into
 
@@ -203,7 +212,8 @@ class Machine(Running):
         self.image = load_into(
             self, image, load=load, entry=entry, mode=mode, format=format,
             modules=tuple(modules), cmdline=cmdline, initrd=initrd, fast_boot=fast_boot,
-            protocol=protocol,
+            protocol=protocol, boot_menu=boot_menu, boot_order=boot_order,
+            serial_console=serial_console,
         )  # fmt: skip
         self._status = Status.READY
         return self.image

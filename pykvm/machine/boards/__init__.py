@@ -31,6 +31,7 @@ class Board:
         self.machine = machine
         self.has_firmware = False
         self.tables: list[tuple[int, bytes]] = []  # guest-physical address, contents
+        self.ecam: tuple[int, int] | None = None  # PCI configuration space: address, bytes
         self.legacy_devices: list[str] = []  # for the ACPI tables; see pykvm.arch.acpi
 
     def populate(self, serial: Any, debugcon: Any) -> None:

@@ -58,18 +58,23 @@ def acpi_config(machine: Machine) -> acpi.AcpiConfig:
             ],
         )
     base64 = layout.pci_window64(machine.memory_size)
+    ecam, window2 = _ecam(machine), (layout.PCI_WINDOW2, layout.PCI_WINDOW2_SIZE)
+    if ecam.last < layout.PCI_WINDOW:  # firmware moved it out of the way: one window, in two parts
+        window2 = (layout.ECAM, layout.ECAM_SIZE + layout.PCI_WINDOW2_SIZE)
     pci = acpi.PciConfig(
-        ecam=acpi.Window(layout.ECAM, layout.ECAM_SIZE),
-        mmio32=(
-            acpi.Window(layout.PCI_WINDOW, layout.PCI_WINDOW_SIZE),
-            acpi.Window(layout.PCI_WINDOW2, layout.PCI_WINDOW2_SIZE),
-        ),
+        ecam=ecam,
+        mmio32=(acpi.Window(layout.PCI_WINDOW, layout.PCI_WINDOW_SIZE), acpi.Window(*window2)),
         mmio64=acpi.Window(base64, layout.PCI_WINDOW64_SIZE),
     )
     legacy = {"com1", "pit", "pic", "vga", "speaker", *board.legacy_devices}
     return acpi.AcpiConfig(
         **common, legacy=frozenset(legacy), pci=pci, fw_cfg=layout.FW_CFG, pvpanic=layout.PVPANIC
     )
+
+
+def _ecam(machine: Machine) -> acpi.Window:
+    place = machine.board.ecam
+    return acpi.Window(*place) if place else acpi.Window(layout.ECAM, layout.ECAM_SIZE)
 
 
 def apic_ids(machine: Machine) -> list[int]:

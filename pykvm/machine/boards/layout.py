@@ -17,8 +17,9 @@ RAM_HOLE = 0xC000_0000  # RAM stops here and goes on at 4 GiB
 HIGH_RAM = 4 * GIB
 
 PCI_WINDOW, PCI_WINDOW_SIZE = 0xC000_0000, 0x2000_0000
+FIRMWARE_ECAM = 0xB000_0000  # where SeaBIOS moves it
 ECAM, ECAM_SIZE = 0xE000_0000, 0x1000_0000  # configuration space of buses 0 to 255
-PCI_WINDOW2, PCI_WINDOW2_SIZE = 0xF000_0000, 0x0EB0_0000
+PCI_WINDOW2, PCI_WINDOW2_SIZE = 0xF000_0000, 0x0EC0_0000  # on the pc board, to the IOAPIC
 VIRTIO_MMIO, VIRTIO_MMIO_SIZE = 0xFEB0_0000, 0x200  # one after the other
 IOAPIC, IOAPIC_SIZE, IOAPIC_PINS = 0xFEC0_0000, 0x1000, 24
 LAPIC = 0xFEE0_0000
@@ -65,20 +66,31 @@ def virtio_mmio_gsi(slot: int) -> int:
     return order[slot % len(order)]
 
 
-def ram_pieces(size: int, *, vga_window: bool) -> list[tuple[int, int]]:
-    """RAM of `size` bytes as (guest-physical address, size) pieces."""
-    low = min(size, RAM_HOLE)
+def low_ram(size: int, *, pc: bool) -> int:
+    """How much of `size` bytes of RAM is below 4 GiB.
+
+    On the pc board only 2 GiB where there is more than reaches 0xB0000000: that is where SeaBIOS
+    puts the ECAM window.
+    """
+    if pc and size > FIRMWARE_ECAM:
+        return 2 * GIB
+    return min(size, RAM_HOLE)
+
+
+def ram_pieces(size: int, *, pc: bool) -> list[tuple[int, int]]:
+    """RAM of `size` bytes as (guest-physical address, size) pieces; a PC has the VGA window."""
+    low = low_ram(size, pc=pc)
     pieces = [(0, low)]
-    if vga_window and low > VGA_WINDOW:
+    if pc and low > VGA_WINDOW:
         pieces = [(0, VGA_WINDOW)]
         if low > VGA_WINDOW_END:
             pieces.append((VGA_WINDOW_END, low - VGA_WINDOW_END))
-    if size > RAM_HOLE:
-        pieces.append((HIGH_RAM, size - RAM_HOLE))
+    if size > low:
+        pieces.append((HIGH_RAM, size - low))
     return pieces
 
 
 def pci_window64(memory_size: int) -> int:
     """Where the 64-bit PCI window begins: the first 4 GiB border above RAM."""
-    end = HIGH_RAM + max(0, memory_size - RAM_HOLE)
+    end = HIGH_RAM + memory_size - low_ram(memory_size, pc=True)
     return (end + HIGH_RAM - 1) // HIGH_RAM * HIGH_RAM

@@ -35,7 +35,7 @@ def add_irqchip(vm: Vm, irqchip: str, cpus: int = 1) -> None:
 
 def add_ram(vm: Vm, size: int, huge_pages: str | None, *, vga_window: bool = False) -> GuestMemory:
     """RAM from 0, with the hole below 4 GiB where devices are, and on a PC the VGA window."""
-    pieces = layout.ram_pieces(size, vga_window=vga_window)
+    pieces = layout.ram_pieces(size, pc=vga_window)
     if huge_pages in _HUGE and len(pieces) > 1:
         pieces = list(_on_borders(pieces, _HUGE[huge_pages]))
     regions = []

@@ -6,7 +6,8 @@ The chipset that software sees is a Q35 with an ICH9; `pykvm.machine.boards.layo
 from __future__ import annotations
 
 from pykvm.devices.debugcon import DebugCon
-from pykvm.devices.display import PciVga, Screen, Vga, legacy_ranges
+from pykvm.devices.display import PciVga, Screen, Vga, legacy_ranges, read_vgabios
+from pykvm.devices.display.pci_vga import VgaRomError
 from pykvm.devices.pc import I8042, A20Gate, AcpiPm, Cmos, FwCfg, Port92, PvPanic, ResetControl
 from pykvm.devices.pci import (
     BusMapper,
@@ -35,6 +36,19 @@ VGA_SLOT, LPC_SLOT, FIRST_FREE_SLOT = 2, 0x1F, 3
 PCI_PORTS = Window(0xC000, 0x4000)
 
 
+class Host(PciHost):
+    """The host bridge's ports and ECAM; tells the board when that moves."""
+
+    def __init__(self, board: PcBoard) -> None:
+        super().__init__(board.pci, board.reset_control)
+        self._board = board
+
+    def place_ecam(self, address: int | None, buses: int = 256) -> None:
+        """As `PciHost.place_ecam`."""
+        super().place_ecam(address, buses)
+        self._board.ecam_moved(self.ecam_place)
+
+
 class PcBoard(Microvm):
     """A PC as software has expected it since the ICH9.
 
@@ -48,6 +62,8 @@ class PcBoard(Microvm):
         super().__init__(machine)
         self._pm_ranges: list[Range] = []
         self._ide: IdeController | None = None
+        #: (kind, PCI slot, IDE drive) of the disks, in the order in which they were added.
+        self.bootable: list[tuple[str, int, int]] = []
 
     def populate(self, serial: Any, debugcon: Any) -> None:
         """All of the board's devices, in the order in which they are reset."""
@@ -57,7 +73,7 @@ class PcBoard(Microvm):
         self._pci()
         self.vga = Vga()
         machine.add_ranges(self.vga, legacy_ranges(self.vga))
-        self.add_pci(PciVga(self.vga), VGA_SLOT)
+        self.add_pci(PciVga(self.vga, _option_rom()), VGA_SLOT)
         machine.screen = Screen(self.vga)
 
     def _legacy(self) -> None:
@@ -79,9 +95,10 @@ class PcBoard(Microvm):
         )  # fmt: skip
         machine.add_ranges(self.keyboard)
         ram = machine.memory_size
+        low = layout.low_ram(ram, pc=True)
         self.cmos = Cmos(
             line(layout.RTC_IRQ), machine.clock,
-            ram_below_4g=min(ram, layout.RAM_HOLE), ram_above_4g=max(0, ram - layout.RAM_HOLE),
+            ram_below_4g=low, ram_above_4g=ram - low,
         )  # fmt: skip
         machine.add_ranges(self.cmos)
         self.legacy_devices += ["keyboard", "mouse", "rtc"]
@@ -104,7 +121,7 @@ class PcBoard(Microvm):
         )
         self.msi = MsiSender(machine.vm)
         self.pci = PciBus(self.mapper, self.router, self.msi)
-        self.host = PciHost(self.pci, self.reset_control)
+        self.host = Host(self)
         machine.add_device(self.host, pio=layout.PCI_CONFIG, length=8)
         machine.devices.append(self.reset_control)  # its port is inside the host bridge's
         self.add_pci(Q35HostBridge(self.host, layout.ECAM), 0)
@@ -132,6 +149,16 @@ class PcBoard(Microvm):
             self.add_pci(self._ide, LPC_SLOT, 1)
         return self._ide
 
+    def ecam_moved(self, place: tuple[int, int] | None) -> None:
+        """Firmware has put configuration space elsewhere: the ACPI tables must say so."""
+        if place == self.ecam:
+            return
+        self.ecam = place
+        if self.has_firmware and self.machine.acpi:
+            from pykvm.machine.firmware import add_acpi
+
+            add_acpi(self.machine)
+
     def _map_ram(self, address: int, block: RamBlock, readonly: bool) -> MappedRam:
         return MappedRam(self.machine.vm, address, block, readonly)
 
@@ -155,6 +182,14 @@ class PcBoard(Microvm):
                 ],
                 Window(layout.pci_window64(self.machine.memory_size), layout.PCI_WINDOW64_SIZE),
             )
+
+
+def _option_rom() -> bytes | None:
+    """The VGA's option ROM, for firmware; a host without SeaBIOS does without."""
+    try:
+        return read_vgabios()
+    except VgaRomError:
+        return None
 
 
 def _reserved(machine: Machine) -> list[tuple[int, int]]:
