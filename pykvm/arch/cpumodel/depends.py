@@ -44,7 +44,8 @@ x2apic extapic: apic
 invtsc rdtscp tsc_adjust: tsc
 mca: mce
 fsrm: erms
-sgx_lc sgx1 sgx2 sgx_keys: sgx
+sgx_lc sgx1 sgx2 sgx_keys enclv_virt encls_virt sgx_edeccssa: sgx
+pt_cr3 pt_cycle_accurate pt_ip_filter pt_mtc pt_ptwrite pt_power: intel_pt
 smx: vmx
 skinit: svm
 npt lbrv svm_lock nrip_save tsc_scale vmcb_clean flushbyasid decodeassists pausefilter: svm

@@ -30,6 +30,7 @@ _REPEATED = 0x0183F3FF
 _LEAF1_EDX = FEATURE_WORDS[1, 0, "edx"].split()
 # Leaves of the host that mean something only with a feature.
 _WITH_FEATURE = {0x12: "sgx", 0x14: "intel_pt", 0x1D: "amx_tile", 0x1E: "amx_tile", 0x24: "avx10"}
+_INDEXED = {7, 0xD, 0x12, 0x14}
 _HOST_CACHES = {0x80000005, 0x80000006, 0x80000019, 0x8000001A, 0x8000001B}
 
 
@@ -92,11 +93,29 @@ class CpuTable:
         return Leaf(function, index, flags, *words)
 
     def _raw(self, function: int) -> list[Leaf]:
-        return [
-            Leaf(e.function, e.index, getattr(e, "flags", 0), e.eax, e.ebx, e.ecx, e.edx)
-            for e in self._supported
-            if e.function == function
+        """The host's leaf, with its feature bits as the model has them."""
+        found = []
+        for e in self._supported:
+            if e.function == function:
+                words = [
+                    self._word(function, e.index, r)
+                    if (function, e.index, r) in FEATURE_WORDS
+                    else getattr(e, r)
+                    for r in ("eax", "ebx", "ecx", "edx")
+                ]
+                found.append(Leaf(function, e.index, getattr(e, "flags", 0), *words))
+        return found
+
+    def _others(self, made: list[Leaf], low: int, high: int) -> list[Leaf]:
+        """Leaves that only exist because a feature in them is shown."""
+        have = {(leaf.function, leaf.index) for leaf in made}
+        places = {(function, index) for function, index, _ in FEATURE_WORDS} - have
+        found = [
+            self._feature_leaf(function, index, INDEXED if function in _INDEXED else 0)
+            for function, index in sorted(places)
+            if low <= function < high
         ]
+        return [leaf for leaf in found if any(leaf[3:])]
 
     def _signature(self) -> int:
         if self._host:
@@ -143,14 +162,14 @@ class CpuTable:
         if "xsave" in features:
             found += xsave_leaves(self._supported, features)
         for function, feature in _WITH_FEATURE.items():
-            if self._host and feature in features:
+            if feature in features:
                 found += self._raw(function)
         if self._tsc_khz and self._apic_khz and not self._amd:
             # TSC = crystal × EBX / EAX, where the crystal also drives the APIC timer.
             found.append(
                 Leaf(0x15, 0, 0, self._apic_khz, self._tsc_khz, self._apic_khz * 1000 & 0xFFFFFFFF)
             )
-        return found
+        return found + self._others(found, 1, HYPERVISOR)
 
     def _structured_features(self) -> list[Leaf]:
         """Leaf 7; subleaves only as far as features are in them."""
@@ -205,9 +224,7 @@ class CpuTable:
             found.append(svm)
         if self._node_leaf:
             found += self._raw(0x8000001D) if self._host else caches.generic_caches(0x8000001D)
-        if self._host and self._amd and (0x80000021, 0) in self._entries:
-            found.append(self._feature_leaf(0x80000021))
-        return found
+        return found + self._others(found, 0x80000001, 1 << 32)
 
     def _address_sizes(self) -> Leaf:
         """0x80000008: address widths are the host's in every model, as page tables depend on it."""
@@ -217,7 +234,7 @@ class CpuTable:
         if "la57" not in self.model.features and eax >> 8 & 0xFF > 48:
             eax = eax & ~0xFF00 | 48 << 8
         ecx = caches.amd_core_counts(self.topology) if self._amd else 0
-        return leaf._replace(eax=eax, ebx=leaf.ebx if self._amd or self._host else 0, ecx=ecx)
+        return leaf._replace(eax=eax, ecx=ecx)
 
     def _brand_leaves(self) -> list[Leaf]:
         text = self._brand

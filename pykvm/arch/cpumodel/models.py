@@ -30,6 +30,8 @@ PORTABLE = MINIMAL | _set(
 )
 
 AMD_ONLY = frozenset({"topoext"})
+INTEL_ONLY = frozenset({"arch_capabilities"})
+"""Features of one vendor that KVM announces to guests of both; shown to the other on request."""
 
 # Not in the `host` model unless asked for: what only the host's own performance counters, memory
 # encryption or firmware could serve, and what an operating system sets itself.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from pykvm.arch import cpuid
 from pykvm.arch.cpumodel.depends import needed_by, requirements, without_orphans
-from pykvm.arch.cpumodel.models import AMD_ONLY, DEFAULT, MODELS, NEVER, NOT_SHOWN
+from pykvm.arch.cpumodel.models import AMD_ONLY, DEFAULT, INTEL_ONLY, MODELS, NEVER, NOT_SHOWN
 from pykvm.arch.cpumodel.topology import CpuModelError
 from pykvm.typed import NamedTuple
 
@@ -122,8 +122,7 @@ def resolve(
     full = can - NOT_SHOWN if basis is None else basis
     if not lapic:
         full -= _NEEDS_LAPIC
-    if cpuid.vendor(supported) == "GenuineIntel":
-        full -= AMD_ONLY
+    full -= AMD_ONLY if cpuid.vendor(supported) == "GenuineIntel" else INTEL_ONLY
     hidden = frozenset(host_refuses) & full & can - asked
     chosen = without_orphans(((full & can) - hidden | asked) - wanted.minus)
     missing = without_orphans(full - wanted.minus) - can

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -17,7 +17,7 @@ from pykvm._native import lib
 from pykvm.arch import presets
 from pykvm.arch.descriptors import Gate
 from pykvm.arch.state import CpuState
-from pykvm.kvm import Kvm, Vcpu, Vm, exits
+from pykvm.kvm import CpuidEntry, Kvm, Vcpu, Vm, exits
 from pykvm.kvm.errors import KvmError
 from pykvm.typed import Any, Literal, Self
 
@@ -59,6 +59,7 @@ class Probe:
         *,
         setup: Callable[[Vm], object] | None = None,
         log_dirty: bool = False,
+        cpuid: Iterable[CpuidEntry] | None = None,
     ) -> None:
         self.vm: Vm = kvm.create_vm()
         try:
@@ -69,7 +70,7 @@ class Probe:
                 setup(self.vm)
             self.memory = self.vm.add_memory(0, MEMORY, log_dirty=log_dirty)
             self.vcpu: Vcpu = self.vm.create_vcpu(0)
-            self.vcpu.set_cpuid(kvm.supported_cpuid())
+            self.vcpu.set_cpuid(kvm.supported_cpuid() if cpuid is None else cpuid)
         except BaseException:
             self.vm.close()
             raise
