@@ -80,8 +80,9 @@ def load_image(
         from pykvm.boot.elf import ElfImage
 
         elf = ElfImage(name, source.data, load)
-        plain = load is None and entry is None and mode is None
-        if format == "auto" and plain and (elf.note_ranges or elf.is_higher_half):
+        plain = format == "auto" and load is None and entry is None and mode is None
+        told = environment.protocol != "auto" or elf.note_ranges or elf.is_higher_half
+        if plain and told:
             from pykvm.boot.kernels import kind_of_elf
 
             chosen = kind_of_elf(elf, environment)
