@@ -7,8 +7,10 @@ instructions it hides the features that would lead there.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from pykvm.arch.cpumodel import CpuModel, CpuTable, forced, linux_parameters, resolve, topology_for
-from pykvm.arch.cpumodel.msrpolicy import MsrPolicy, policy_for
+from pykvm.arch.cpumodel.msrpolicy import MsrPolicy, initial_msrs, policy_for
 from pykvm.kvm import CpuidEntry, Kvm, Vcpu, Vm
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.vm_policy import MsrFilterRange
@@ -56,6 +58,8 @@ class Cpus:
                 self.model, self._supported, self.topology, tsc_khz=_tsc_khz(vcpu)
             )
         vcpu.set_cpuid([CpuidEntry(*leaf) for leaf in self.table.leaves(vcpu.id)])
+        with suppress(KvmError):  # kernels before 6.8 do not take the bit
+            vcpu.set_msrs(initial_msrs(self.model.features, self.table.vendor))
 
     def set_policy(self, vm: Vm) -> None:
         """MSR accesses that KVM has no answer for, or should not answer, come to user space."""

@@ -7,7 +7,7 @@ from cpuid_hosts import ALL, host
 
 from pykvm.arch import msrs
 from pykvm.arch.cpumodel import CpuModelError, resolve
-from pykvm.arch.cpumodel.msrpolicy import FILTER_SPAN, GROUPS, policy_for, tolerated
+from pykvm.arch.cpumodel.msrpolicy import FILTER_SPAN, GROUPS, initial_msrs, policy_for, tolerated
 
 
 def test_groups_name_features_that_exist() -> None:
@@ -64,3 +64,9 @@ def test_the_filter_takes_the_ranges() -> None:
     assert sorted(n for part in policy.denied for n in part) == sorted(policy.hidden)
     assert all(part[-1] - part[0] < FILTER_SPAN for part in policy.denied)
     assert 0xDEAD in policy.hidden
+
+
+def test_amds_constant_tsc_is_said_to_be_one() -> None:
+    assert initial_msrs({"invtsc"}, "AuthenticAMD") == {0xC0010015: 1 << 24}
+    assert initial_msrs({"invtsc"}, "GenuineIntel") == {}
+    assert initial_msrs({"tsc"}, "AuthenticAMD") == {}

@@ -149,6 +149,20 @@ def tolerated() -> dict[int, Tolerated]:
     return found
 
 
+HWCR, TSC_FREQ_SEL = 0xC0010015, 1 << 24
+
+
+def initial_msrs(features: Iterable[str], vendor: str) -> dict[int, int]:
+    """MSRs that firmware, or the CPU itself, sets and KVM does not: number → value after reset.
+
+    AMD's constant TSC counts with the P0 frequency, which HWCR has to say (PPR, HWCR.TscFreqSel);
+    Linux calls anything else a firmware bug.
+    """
+    if "invtsc" in features and vendor in ("AuthenticAMD", "HygonGenuine"):
+        return {HWCR: TSC_FREQ_SEL}
+    return {}
+
+
 class MsrPolicy:
     """What a guest's RDMSR and WRMSR do where KVM does not answer."""
 
