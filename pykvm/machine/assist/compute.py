@@ -18,6 +18,7 @@ from pykvm.machine.assist.cpu import (
     CR0_TS,
     CR4_OSFXSR,
     CR4_OSXSAVE,
+    GP,
     MASK,
     NM,
     PAGE,
@@ -38,7 +39,7 @@ from pykvm.machine.assist.engine import (
     Frame,
 )
 from pykvm.machine.assist.events import finished
-from pykvm.typed import Any, NamedTuple
+from pykvm.typed import Any
 
 _PAGE_FAULT = 14
 _STEPS = 3 * PAGES  # page faults that one instruction may need
@@ -146,15 +147,9 @@ def check_enabled(cpu: Cpu, kind: str) -> None:
         raise Fault(NM)
 
 
-class _Shape(NamedTuple):
-    """A memory operand as capstone's tables have it: bytes, and whether it is read."""
-
-    size: int
-    reads: bool
-
-
 @cache
-def _shape(raw: bytes, bits: int) -> _Shape:
+def _operand_size(raw: bytes, bits: int) -> int:
+    """Bytes of the memory operand, as capstone's tables have it; 0 if unknown."""
     import capstone
     from capstone import x86
 
@@ -164,9 +159,8 @@ def _shape(raw: bytes, bits: int) -> _Shape:
     for found in engine.disasm(raw, 0, 1):
         for operand in found.operands:
             if operand.type == x86.X86_OP_MEM:
-                reads = not operand.access or bool(operand.access & capstone.CS_AC_READ)
-                return _Shape(int(operand.size), reads)
-    return _Shape(0, True)
+                return int(operand.size)
+    return 0
 
 
 class Computer:
@@ -258,7 +252,7 @@ class _Operand:
         cpu = self.cpu
         size = 1
         if cpu.bits != 64 and getattr(cpu.sregs, segment).limit < 0xFFFFFFFF:
-            size = _shape(self.insn.raw, cpu.bits).size or 1
+            size = _operand_size(self.insn.raw, cpu.bits) or 1
         self.linear = cpu.linear(segment, self.offset, size)
         self.at = self.linear & PAGE - 1
         self.frames = [None]
@@ -267,7 +261,7 @@ class _Operand:
             # Else the engine's own page fault tells whether it is a read or a write.
             assert found.gpa is not None
             if cpu.machine.vm.region_at(found.gpa) is not None:
-                self._put(0, found, found.dirty and self._permitted(found, True))
+                self._put(0, found, False)
 
     def _permitted(self, found: Walk, write: bool) -> bool:
         try:
@@ -277,7 +271,7 @@ class _Operand:
         return True
 
     def _put(self, index: int, found: Walk, write: bool) -> None:
-        """Makes a page of the operand reachable, with the rights that the access may use."""
+        """Makes a page of the operand reachable: for writes, too, if it is one or may be."""
         cpu = self.cpu
         assert found.gpa is not None
         cpu.mark(found, write)
@@ -286,18 +280,20 @@ class _Operand:
         if region is None or (write and region.flags & _READONLY):
             frame = self._scratch(index, page, write)
         else:
-            frame = Frame(page, write)
+            free = write or (found.dirty and self._permitted(found, True))
+            frame = Frame(page, free and not region.flags & _READONLY)
         self.frames += [None] * (index + 1 - len(self.frames))
         self.frames[index] = frame
 
     def _scratch(self, index: int, page: int, write: bool) -> Frame:
         """An operand that is no memory: its bytes in a scratch page, from and to the bus."""
-        shape = _shape(self.insn.raw, self.cpu.bits)
-        if index or not 0 < shape.size <= PAGE - self.at:
+        size = _operand_size(self.insn.raw, self.cpu.bits)
+        if index or not 0 < size <= PAGE - self.at:
             raise Refused("its operand is a device's, and of unknown size or across pages")
         if self._device is None:
-            self._device = (page + self.at, shape.size)
-            if shape.reads:
+            self._device = (page + self.at, size)
+            # What writes first does not read, but for CMPXCHG8B and CMPXCHG16B.
+            if not write or self.insn.key == (1, 0xC7):
                 data = self.cpu.read_physical(*self._device)
                 self.engine.memory.write(SCRATCH + self.at, data)
         return Frame(0, write, 0)
@@ -313,10 +309,30 @@ class _Operand:
                 if self._rdi is not None:
                     self.regs["rdi"] = self._rdi
                 return after
+            if trap.vector == UD and self.frames and self._exists(code):
+                raise Fault(GP, 0)
             if trap.vector != _PAGE_FAULT:
                 raise Fault(trap.vector, trap.error if trap.vector in _CODED else None)
             self._page_fault(trap.address, bool(trap.error & 2))
         raise Refused("it faults in the engine again and again")
+
+    def _exists(self, code: bytes) -> bool:
+        """Whether the instruction works on aligned zeros.
+
+        A software KVM looks at a #GP of ring 3 with its emulator, and makes it #UD where that does
+        not know the instruction; this tells the two apart.
+        """
+        regs = dict(self.regs)
+        at = WINDOW + self.at
+        moved = code.replace(
+            (at - CODE - len(code)).to_bytes(4, "little", signed=True),
+            (WINDOW - CODE - len(code)).to_bytes(4, "little", signed=True),
+        )
+        if self._rdi is not None:
+            regs["rdi"] = WINDOW
+        self.engine.memory.write(SCRATCH, bytes(PAGES * PAGE))
+        self.engine.map([Frame(0, True, n) for n in range(PAGES)])
+        return self.engine.execute(moved, regs, 2)[1] is None
 
     def _page_fault(self, engine_address: int, write: bool) -> None:
         cpu, place = self.cpu, engine_address - WINDOW
@@ -327,7 +343,7 @@ class _Operand:
             cpu.canonical(address)
         found = cpu.walk(address)
         cpu.permit(found, write=write)
-        self._put(place // PAGE, found, write or (found.dirty and self._permitted(found, True)))
+        self._put(place // PAGE, found, write)
 
     def store(self) -> None:
         """What was written to a device's registers goes there."""
