@@ -19,22 +19,27 @@ def forced(model: CpuModel, readback: Iterable[cpuid.CpuidLeaf]) -> frozenset[st
     return cpuid.features(readback) - model.features - NEVER
 
 
-# Linux's own names where they differ (arch/x86/include/asm/cpufeatures.h).
-_LINUX_NAMES = {"sse3": "pni"}
+# Where Linux keeps the words of CPUID (arch/x86/include/asm/cpufeature.h, enum cpuid_leafs). The
+# numbers have been the same since 4.x, and work where names do not yet (before 6.0).
+_LINUX_WORDS = {
+    (0x1, 0, "edx"): 0, (0x80000001, 0, "edx"): 1, (0x1, 0, "ecx"): 4, (0x80000001, 0, "ecx"): 6,
+    (0x7, 0, "ebx"): 9, (0xD, 1, "eax"): 10, (0x80000008, 0, "ebx"): 13, (0x6, 0, "eax"): 14,
+    (0x7, 0, "ecx"): 16, (0x7, 0, "edx"): 18, (0x80000021, 0, "eax"): 20,
+}  # fmt: skip
 
 
 def linux_parameters(hide: Iterable[str]) -> str:
-    """Kernel parameters that make Linux (6.0 and newer) ignore features, or "".
+    """A kernel parameter that makes Linux (5.10 and newer) ignore features, or "".
 
     Linux takes away what depends on a feature itself, so that only the roots are named.
     """
     wanted = frozenset(hide)
-    known = frozenset(cpuid.known_features())
-    words = []
-    if "xsave" in wanted:
-        words.append("noxsave")
-        wanted &= without_orphans(known - {"xsave"})
-    roots = sorted(f for f in wanted if f in without_orphans(known - wanted | {f}))
-    if roots:
-        words.append("clearcpuid=" + ",".join(_LINUX_NAMES.get(f, f) for f in roots))
-    return " ".join(words)
+    known = cpuid.known_features()
+    left = frozenset(known) - wanted
+    numbers = []
+    for name in wanted:
+        place = known[name]
+        word = _LINUX_WORDS.get((place.function, place.subleaf, place.register))
+        if word is not None and name in without_orphans(left | {name}):
+            numbers.append(32 * word + place.bit)
+    return "clearcpuid=" + ",".join(map(str, sorted(numbers))) if numbers else ""
