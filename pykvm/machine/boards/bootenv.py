@@ -19,7 +19,7 @@ def environment(machine: Machine, kind: str, options: dict[str, Any]) -> BootEnv
     machine.board.tables = blobs
     words = [options.get("cmdline", "")]
     if kind in LINUX:
-        if machine.cpus is not None:
+        if machine.cpus is not None and "clearcpuid=" not in words[0]:
             words.append(machine.cpus.linux_parameters(machine.vcpus[0]))
         if rsdp is None:
             words += virtio_options(machine)
