@@ -7,6 +7,7 @@ import bz2
 import gzip
 import lzma
 import struct
+from functools import cache
 
 import lz4.block
 import lz4.frame
@@ -159,6 +160,7 @@ def lz4_legacy(data: bytes) -> bytes:
     return out
 
 
+@cache
 def compressed(data: bytes) -> dict[str, bytes]:
     """`data` in every compression that is understood."""
     return {

@@ -32,7 +32,9 @@ def memory_map(layout: Layout, environment: BootEnvironment) -> MemoryMap:
             "join neighbouring ranges"
         )
     for base, size, kind in entries:
-        if not (0 <= base < _TOP and 0 < size <= _TOP - base and 0 <= kind < 1 << 32):
+        if not (
+            0 <= base < _TOP and 0 < size < _TOP and base + size <= _TOP and 0 <= kind < 1 << 32
+        ):
             raise ImageError(
                 f"{layout.name}: the memory map's entry ({base:#x}, {size:#x}, type {kind}) is no "
                 "range of the 64-bit address space: correct it"

@@ -8,15 +8,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from boot_fuzzing import EDGES, HIGH, G, K, M
+from boot_fuzzing import check as guarded
 from boot_images import ET_DYN, Elf, Seg, Sym, multiboot_elf, multiboot_flat
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pykvm.boot import ImageError, LoadedImage, load_image
+from pykvm.boot import ImageError, LoadedImage
 from pykvm.boot.layout import Layout
-
-K, M, G = 1 << 10, 1 << 20, 1 << 30
-HIGH = 0xFFFFFFFF80000000
 
 SYMBOLS = [Sym("_start", M, 4, 0x12), Sym("data", M + 16, 8), Sym("absolute", 7, 0, 0x10, 0xFFF1)]
 
@@ -42,14 +41,6 @@ IMAGES = {
     "gzip": b"\x1f\x8b\x08" + bytes(50),
 }
 
-# Values at the edges of what a size, an address or a count may be.
-EDGES = [
-    *(0, 1, 2, 3, 7, 8, 0x1F, 0x20, 0x38, 0x40, 0x7F, 0xFF, 0x7FF, 0x1000, 0x7FFF, 0x8000),
-    *(0xFFFE, 0xFFFF, 0x10000, 0x9F000, 0xFFFFF, M, M + 1, 2 * M, 64 * M - 1, 64 * M),
-    *(0x7FFFFFFF, 0x80000000, 0xFFFFF000, 0xFFFFFFFF, 4 * G, 4 * G - 4096, 1 << 46),
-    *((1 << 47) - 1, 1 << 47, 1 << 63, HIGH, (1 << 64) - (1 << 47), (1 << 64) - 4096),
-    *((1 << 64) - 1, (1 << 64) - 0x80),
-]
 values = st.sampled_from(EDGES) | st.integers(0, (1 << 64) - 1)
 
 
@@ -81,55 +72,8 @@ arguments = st.fixed_dictionaries(
 )
 
 
-class StrictMemory:
-    """Guest memory that remembers what was touched, and fails on anything outside."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.touched: list[tuple[int, int]] = []
-
-    def contains(self, gpa: int, n: int, /) -> bool:
-        return gpa >= 0 and gpa + n <= self.size
-
-    def write(self, gpa: int, data: bytes | memoryview, /) -> None:
-        self._touch(gpa, len(data))
-
-    def fill(self, gpa: int, n: int, byte: int, /) -> None:
-        assert byte == 0
-        self._touch(gpa, n)
-
-    def _touch(self, gpa: int, n: int) -> None:
-        assert n >= 0
-        assert self.contains(gpa, n), f"write to {gpa:#x}+{n:#x} of {self.size:#x}"
-        self.touched.append((gpa, gpa + n))
-
-
 def check(data: bytes, memory_size: int, **kwargs: Any) -> LoadedImage | None:
-    """Load and place; the image, or None if it was refused properly."""
-    try:
-        image = load_image(data, memory_size=memory_size, **kwargs)
-    except ImageError as error:
-        text = str(error)
-        assert text.isprintable()
-        assert " -0x" not in text
-        assert len(text) < 500
-        assert ": " in text
-        return None
-    memory = StrictMemory(memory_size)
-    image.place(memory)
-    pieces = sorted(p for p in memory.touched if p[0] < p[1])
-    for (_, end), (start, _) in pairwise(pieces):
-        assert end <= start, "two pieces overlap"
-    assert image.state.mode == image.mode
-    assert image.state.linear_rip == image.entry
-    tables = sum(len(d) for _, d in image.state.memory)
-    assert tables <= 2 * M
-    for name, address in image.symbols().items():
-        assert name.isprintable()
-        assert 0 <= address < 1 << 64
-    image.symbol_at(image.entry)
-    assert image.symbol_table.problem.isprintable()
-    return image
+    return guarded(data, memory_size, count="plain images", **kwargs)
 
 
 common = settings(max_examples=1200, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
