@@ -177,7 +177,7 @@ def _typed(machine: Machine, vcpu: Vcpu, error: int) -> Outcome | None:
         return None
     if isinstance(exit_, exits.IoapicEoiExit):
         if machine.chips is not None:
-            machine.chips.ioapic.eoi(exit_.vector)
+            machine.chips.missed_eoi.reported(exit_.vector)
         return None
     detail = ""
     if isinstance(exit_, exits.RdmsrExit) and machine.cpus is not None:

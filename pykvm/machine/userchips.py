@@ -15,6 +15,7 @@ from pykvm.kvm import Vcpu
 from pykvm.kvm.errors import KvmError
 from pykvm.kvm.irqchip import MsiRoute, Route
 from pykvm.machine.boards import layout
+from pykvm.machine.missed_eoi import MissedEoi
 from pykvm.machine.msi import MsiSender
 from pykvm.typed import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ class UserChips:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.pic = Pic8259(self)
-        self.ioapic = IoApic(MsiSender(machine.vm))
+        self.missed_eoi = MissedEoi(machine, MsiSender(machine.vm))
+        self.ioapic = self.missed_eoi.ioapic = IoApic(self.missed_eoi)
         self.ioapic.on_change = self._mirror
         self._routes: list[Route] = []
 
@@ -76,6 +78,7 @@ class UserChips:
 
     def inject(self, vcpu: Vcpu) -> None:
         """The vCPU is outside the guest: gives it the PIC's interrupt if it can take one."""
+        self.missed_eoi.look(vcpu)
         if vcpu.id != self.machine.vcpus[0].id:
             return
         vcpu.request_interrupt_window = False

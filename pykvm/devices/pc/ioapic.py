@@ -144,6 +144,11 @@ class IoApic(Device):
                     self._table[pin] &= ~REMOTE_IRR
                     self._serve_level(pin)
 
+    def serving(self) -> set[int]:
+        """The vectors of level interrupts that were sent and not ended yet."""
+        with self._lock:
+            return {entry & 0xFF for entry in self._table if entry & REMOTE_IRR}
+
     def entries(self) -> list[Entry]:
         """All pins as messages."""
         with self._lock:
