@@ -31,12 +31,18 @@ class Console:
         serial: Chardev
         if options.serial is not None:
             serial = open_chardev(options.serial)
+        elif options.display == "text":
+            serial = NullChardev()
         elif not options.json:
             serial = StdioChardev()
         elif _stdin_is_terminal():
             serial = NullChardev()
         else:
             serial = StdioChardev(out_fd=os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+        if options.console_log is not None:
+            from pykvm.devices.chardev import FileChardev, TeeChardev
+
+            serial = TeeChardev(FileChardev(options.console_log), serial)
         return cls(serial, _debugcon(options))
 
     @classmethod

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import os
 
+from pykvm.cli.boot_options import (
+    BOARDS,
+    add_disk_options,
+    add_disks,
+    add_kernel_options,
+    check,
+    choose_board,
+    cpu_count,
+    memory_for,
+    use_symbols,
+)
 from pykvm.cli.common import Parser, UsageError, memory, near, number, printable, seconds
 from pykvm.typed import TYPE_CHECKING, Any
 
@@ -14,13 +25,18 @@ if TYPE_CHECKING:
     from pykvm.machine import Machine
 
 
-IMAGE_FORMATS = ("auto", "flat", "elf", "multiboot")
+IMAGE_FORMATS = (
+    "auto", "flat", "elf", "multiboot", "multiboot2", "bzimage", "pvh", "linux64", "linux32",
+)  # fmt: skip
 
 
 def add_image_options(parser: Parser, format_option: str = "--format") -> None:
     """The image, and how it is loaded."""
     parser.add_argument(
-        "image", metavar="IMAGE", help="a file, or the name of a guest (`pykvm guests` lists them)"
+        "image",
+        nargs="?",
+        metavar="IMAGE",
+        help="a file, or the name of a guest (`pykvm guests` lists them)",
     )
     group = parser.add_argument_group("loading")
     group.add_argument(
@@ -49,7 +65,7 @@ def add_image_options(parser: Parser, format_option: str = "--format") -> None:
         "--append",
         default="",
         metavar="TEXT",
-        help="the command line of a multiboot kernel",
+        help="the command line of a kernel",
     )
     group.add_argument(
         "--module",
@@ -69,11 +85,41 @@ def add_image_options(parser: Parser, format_option: str = "--format") -> None:
 
 def add_machine_options(parser: Parser) -> None:
     """The machine, and when it ends."""
+    add_kernel_options(parser)
+    add_disk_options(parser)
     group = parser.add_argument_group("machine")
     group.add_argument(
-        "--memory", "-m", type=memory, default="64M", metavar="SIZE", help="RAM (default 64M)"
+        "--machine",
+        choices=BOARDS,
+        help="the board: microvm (serial port, virtio-mmio disks), pc (PCI, ACPI, legacy devices) "
+        "or bare (nothing). Default: pc for Linux and other kernels that pykvm knows, for "
+        "firmware, IDE and a screen; else microvm",
     )
-    group.add_argument("--cpus", type=number, metavar="N", help="vCPUs (default 1)")
+    group.add_argument(
+        "--memory",
+        "-m",
+        type=memory,
+        metavar="SIZE",
+        help="RAM (default 64M, on the pc board 256M)",
+    )
+    group.add_argument(
+        "--cpus",
+        type=cpu_count,
+        metavar="N[,TOPOLOGY]",
+        help="vCPUs (default 1), as in 4 or 4,sockets=1,cores=2,threads=2",
+    )
+    group.add_argument(
+        "--cpu",
+        metavar="MODEL[,+F,-F]",
+        help="CPU model: host, portable or minimal, with features added or taken away",
+    )
+    group.add_argument("--no-acpi", action="store_true", help="no ACPI tables")
+    group.add_argument(
+        "--assist",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="complete instructions that the host's KVM refuses (default: auto)",
+    )
     group.add_argument(
         "--irqchip",
         choices=("kernel", "split", "none"),
@@ -94,7 +140,7 @@ def add_machine_options(parser: Parser) -> None:
     group.add_argument(
         "--no-reboot",
         action="store_true",
-        help="end when the guest resets itself (always so at present)",
+        help="end when the guest resets itself, instead of starting it again",
     )
 
 
@@ -153,40 +199,57 @@ def make_machine(
     """The machine that the options ask for, with the image in it. Raises `PykvmError`."""
     from pykvm.machine import Machine
 
-    guest = find_guest(options.image)
+    check(options)
+    guest = None if options.image is None else find_guest(options.image)
     params = _params(guest, options)
-    cpus = options.cpus if options.cpus is not None else guest.cpus if guest else 1
+    cpus, topology = options.cpus or (guest.cpus if guest else 1, "")
+    board = choose_board(options, guest)
     machine = Machine(
-        memory=options.memory,
+        memory=memory_for(options, board),
         cpus=cpus,
-        irqchip=options.irqchip or _irqchip(guest, cpus),
+        board=board,
+        irqchip=options.irqchip or _irqchip(guest, cpus, board),
         serial=serial,
         debugcon=debugcon,
         unclaimed=options.unclaimed,
         trace=trace,
         huge_pages=options.huge_pages,
+        acpi=not options.no_acpi,
+        assist=options.assist,
+        cpu=options.cpu,
+        topology=topology,
     )
     try:
-        machine.load(
-            options.image,
-            load=options.load,
-            entry=options.entry,
-            mode=options.mode,
-            format=options.format,
-            modules=options.module,
-            cmdline=options.cmdline,
-        )
+        if options.disk or options.cdrom:
+            add_disks(machine, options)
+        if options.firmware is not None:
+            machine.load(options.firmware, format="firmware", boot_menu=options.boot_menu)
+        else:
+            machine.load(
+                options.image,
+                load=options.load,
+                entry=options.entry,
+                mode=options.mode,
+                format=options.format,
+                modules=options.module,
+                cmdline=options.cmdline,
+                initrd=options.initrd,
+                fast_boot=options.fast_boot,
+                protocol=options.boot_protocol,
+            )
         if guest is not None and params:
             guest.patch(machine.memory, **params)
+        if options.symbols is not None:
+            use_symbols(machine, options)
     except BaseException:
         machine.close()
         raise
     return machine
 
 
-def _irqchip(guest: GuestImage | None, cpus: int) -> Any:
+def _irqchip(guest: GuestImage | None, cpus: int, board: str) -> Any:
     if guest is None or cpus > 1:
-        return "kernel"
+        return "none" if board == "bare" and cpus == 1 else "kernel"
     return guest.irqchip
 
 

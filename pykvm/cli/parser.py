@@ -64,7 +64,9 @@ class Parser(Group):
             if settings.get("required") or not isinstance(settings.get("action", ""), str):
                 return None
             if not names[0].startswith("-"):
-                if settings.keys() & {"nargs", "type", "choices", "default"}:
+                if settings.keys() & {"type", "choices", "default"}:
+                    return None
+                if settings.get("nargs", "?") != "?":  # one that may be left out is there if given
                     return None
                 positional.append(names[0])
                 continue

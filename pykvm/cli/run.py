@@ -21,6 +21,7 @@ from pykvm.cli.image_options import (
     add_serial_options,
     make_machine,
 )
+from pykvm.cli.watching import add_watch_options, check_watching, is_wanted, watched
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ EXAMPLES = """examples:
   pykvm run kernel.elf --timeout 5 --exits            an ELF, with an account of its exits
   pykvm run kernel --module "initrd.img quiet" --cmdline "debug"
   pykvm run echo --serial unix:/tmp/console,server
+  pykvm run vmlinuz --initrd initrd.img --append "console=ttyS0" --cpus 2
+  pykvm run vmlinuz --fast-boot --disk root.img,snapshot --append "console=ttyS0 root=/dev/vda"
+  pykvm run --firmware seabios --disk disk.img --cdrom install.iso
+  pykvm run --firmware seabios --cdrom a.iso --type-after "login:" --type "root\\n" --display text
 
 Exit status: 0 if the guest ended cleanly, (v << 1) | 1 if it wrote v to the debug-exit port
 0xf4, 124 after --timeout, 125 for errors of usage and host, 126 if the guest crashed."""
@@ -46,6 +51,7 @@ def main(arguments: list[str]) -> int:
     add_image_options(parser)
     add_machine_options(parser)
     add_serial_options(parser, "stdio")
+    add_watch_options(parser)
     group = parser.add_argument_group("reports")
     group.add_argument(
         "--exits", action="store_true", help="afterwards, an account of the exits on stderr"
@@ -66,6 +72,7 @@ def run(options: Namespace) -> int:
         raise UsageError(
             "--json needs stdout for itself; leave out --serial stdio (the output is in the JSON)"
         )
+    check_watching(options)
     end_on_signals()
     console = Console.for_run(options)
     with make_machine(options, serial=console.serial, debugcon=console.debugcon) as machine:
@@ -74,8 +81,10 @@ def run(options: Namespace) -> int:
             if options.json or options.exits:
                 stack.enter_context(interrupt)  # their report is wanted after Ctrl-C, too
             stack.enter_context(console.attached(machine))
+            if is_wanted(options):
+                stack.enter_context(watched(options, machine))
             settle()
-            result = machine.run(timeout=options.timeout)
+            result = machine.run(timeout=options.timeout, reboot=not options.no_reboot)
         if options.json:
             print_json(as_dict(options, machine, result))
         if options.exits:
@@ -119,6 +128,9 @@ def as_dict(options: Namespace, machine: Machine, result: RunResult) -> dict[str
         "elapsed": round(result.elapsed, 6),
         "serial": result.text,
         "debugcon": result.debugcon.decode("utf-8", "replace"),
+        "board": machine.board.name,
+        "resets": result.resets,
+        "assist": {} if machine.assist is None else machine.assist.counts,
         "exits": result.exits,
         "unclaimed": [
             {"bus": bus, "address": address, "count": count}

@@ -23,7 +23,7 @@ CHOICES = f"{', '.join(VERBS[:-1])} or {VERBS[-1]}"
         (["frobnicate"], f"choose {CHOICES}"),
         (["--frobnicate"], "there is no option --frobnicate"),
         (["hello64"], "pykvm run hello64"),
-        (["run"], "the following arguments are required: IMAGE"),
+        (["run"], "say which image to run"),
         (["run", "hello64", "--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["run", "hello64", "--mem", "64M"], "unrecognized arguments: --mem"),
         (["run", "hello46"], "did you mean hello64"),

@@ -63,6 +63,7 @@ class Microvm(Board):
     name = "microvm"
     default_irqchip: Irqchip = "kernel"
     pm: AcpiPm
+    _prepared = False
 
     def populate(self, serial: Any, debugcon: Any) -> None:
         """COM1, debug-exit, debugcon, POST port."""
@@ -72,11 +73,17 @@ class Microvm(Board):
 
     def prepare(self) -> None:
         """Power-off, reset and the power button, for kernels that find them through ACPI."""
-        if not hasattr(self, "pm") and self.machine.acpi and self.machine.irqchip != "none":
-            from pykvm.machine.boards.power import add_power_management, route_timer
+        machine = self.machine
+        if self._prepared or machine.irqchip == "none":
+            return
+        self._prepared = True
+        from pykvm.machine.boards import power
 
-            route_timer(self.machine)
-            self.pm = add_power_management(self.machine)
+        power.route_timer(machine)
+        if machine.acpi:
+            self.pm = power.add_power_management(machine)
+        else:
+            power.add_without_acpi(machine)
 
 
 def make_board(machine: Machine, name: str) -> Board:

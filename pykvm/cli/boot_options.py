@@ -1,0 +1,216 @@
+"""Options of `run` and `trace` that say what a machine boots from: kernels, disks, firmware, CPUs.
+
+What is made of them is imported only where they are used.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pykvm.cli.common import Parser, UsageError, number, printable
+from pykvm.typed import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from pykvm.machine import Machine
+
+BOARDS = ("microvm", "pc", "bare")
+_KERNELS = {"bzimage", "packed", "linux64", "linux32", "pvh", "multiboot2"}
+_SMALL, _LARGE = "64M", "256M"  # RAM for small guests, and for kernels and the pc board
+
+
+class CpuCount(NamedTuple):
+    """`--cpus`: how many, and the topology in words ("" for one socket of cores)."""
+
+    vcpus: int
+    topology: str
+
+
+class DiskOption(NamedTuple):
+    """One `--disk` or `--cdrom`."""
+
+    path: str
+    readonly: bool = False
+    snapshot: bool = False
+    serial: str = ""
+    interface: str = "virtio"
+
+
+def cpu_count(text: str) -> CpuCount:
+    """`4` or `4,sockets=1,cores=2,threads=2`. For argparse's `type=`."""
+    count, _, topology = text.partition(",")
+    return CpuCount(number(count), topology)
+
+
+def disk(text: str) -> DiskOption:
+    """`FILE[,readonly][,snapshot][,serial=TEXT][,if=virtio|ide][,format=raw]`."""
+    from argparse import ArgumentTypeError
+
+    path, *words = text.split(",")
+    found: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in ("readonly", "snapshot") and value in ("", "on", "off"):
+            found[key] = value != "off"
+        elif key == "serial" and value:
+            found[key] = value
+        elif key == "if" and value in ("virtio", "ide", "cdrom"):
+            found["interface"] = value
+        elif key == "format" and value == "raw":
+            continue
+        elif key == "format":
+            raise ArgumentTypeError(
+                f"disks of format {printable(value)} are not read yet; convert it: "
+                f"qemu-img convert -O raw {printable(path)} disk.img"
+            )
+        else:
+            raise ArgumentTypeError(
+                f"{printable(word)} is no property of a disk; use readonly, snapshot, serial=TEXT, "
+                "if=virtio, if=ide or format=raw"
+            )
+    return DiskOption(path, **found)
+
+
+def cdrom(text: str) -> DiskOption:
+    """`FILE`."""
+    return DiskOption(text, readonly=True, interface="cdrom")
+
+
+def add_kernel_options(parser: Parser) -> None:
+    """Kernels and firmware."""
+    group = parser.add_argument_group("kernels and firmware")
+    group.add_argument("--kernel", metavar="FILE", help="the same as IMAGE")
+    group.add_argument(
+        "--initrd", metavar="FILE", help="the initial RAM disk of a Linux kernel, or a module"
+    )
+    group.add_argument(
+        "--fast-boot",
+        action="store_true",
+        help="unpack a compressed Linux on the host, so that no decompressor runs in the guest",
+    )
+    group.add_argument(
+        "--boot-protocol",
+        choices=("auto", "64", "32", "16", "pvh"),
+        default="auto",
+        help="which entry of a Linux kernel is used (default: the best that it has)",
+    )
+    group.add_argument(
+        "--firmware",
+        metavar="NAME|FILE",
+        help="start firmware at the reset vector: seabios, ovmf or a file; needs no IMAGE",
+    )
+    group.add_argument("--boot-menu", action="store_true", help="the firmware offers its boot menu")
+    group.add_argument(
+        "--symbols",
+        metavar="FILE",
+        help="a vmlinux or System.map: its names are used in reports",
+    )
+
+
+def add_disk_options(parser: Parser) -> None:
+    """Disks."""
+    group = parser.add_argument_group("disks")
+    group.add_argument(
+        "--disk",
+        action="append",
+        type=disk,
+        default=[],
+        metavar="FILE[,OPTION…]",
+        help="a raw image or block device; options: readonly, snapshot (writes are thrown away), "
+        "serial=TEXT, if=virtio (default) or if=ide; may be given several times",
+    )
+    group.add_argument(
+        "--cdrom", action="append", type=cdrom, default=[], metavar="FILE", help="a CD image (IDE)"
+    )
+
+
+def check(options: Namespace) -> None:
+    """Options that contradict each other. Raises `UsageError`."""
+    if options.kernel is not None:
+        if options.image is not None:
+            raise UsageError("give IMAGE or --kernel, not both")
+        options.image = options.kernel
+    if options.firmware is not None and options.image is not None:
+        raise UsageError(
+            "--firmware starts the machine itself; give it disks with --disk, and leave "
+            f"{printable(options.image)} out"
+        )
+    if options.image is None and options.firmware is None:
+        raise UsageError(
+            "say which image to run, or --firmware seabios to boot from a disk; "
+            "`pykvm guests` lists the guests that are there"
+        )
+    if options.boot_menu and options.firmware is None:
+        raise UsageError("--boot-menu is about firmware; add --firmware seabios")
+
+
+def choose_board(options: Namespace, guest: Any) -> str:
+    """`--machine`, or the board that the image wants: pc for Linux, kernels and firmware."""
+    if options.machine is not None:
+        return str(options.machine)
+    if options.firmware is not None or options.cdrom or wants_screen(options):
+        return "pc"
+    if any(d.interface != "virtio" for d in options.disk):
+        return "pc"
+    if guest is not None:
+        return "microvm"
+    return "pc" if kind_of(options) in _KERNELS else "microvm"
+
+
+def wants_screen(options: Namespace) -> bool:
+    """Whether an option needs a VGA or a keyboard."""
+    names = ("screenshot", "type")
+    return getattr(options, "display", None) == "text" or any(
+        getattr(options, name, None) for name in names
+    )
+
+
+def kind_of(options: Namespace) -> str:
+    """The kind of image; "" where it cannot be told (loading it will say why)."""
+    if options.format != "auto":
+        return str(options.format)
+    from pykvm.boot.detect import detect
+    from pykvm.boot.errors import ImageError
+    from pykvm.boot.source import open_source
+
+    try:
+        source = open_source(options.image)
+        kind = detect(source.name, source.data)
+        if kind == "elf" and options.load is None and options.entry is None:
+            from pykvm.boot.elf import ElfImage
+            from pykvm.boot.environment import BootEnvironment
+            from pykvm.boot.kernels import kind_of_elf
+
+            elf = ElfImage(source.name, source.data, None)
+            if elf.note_ranges or elf.is_higher_half:
+                return str(kind_of_elf(elf, BootEnvironment(protocol=options.boot_protocol)))
+        return str(kind)
+    except ImageError:
+        return ""
+
+
+def memory_for(options: Namespace, board: str) -> Any:
+    """`--memory`, or what is usual for the board."""
+    if options.memory is not None:
+        return options.memory
+    return _LARGE if board == "pc" else _SMALL
+
+
+def add_disks(machine: Machine, options: Namespace) -> None:
+    """The disks, in the order of the command line, CDs last."""
+    for d in [*options.disk, *options.cdrom]:
+        if not os.path.exists(d.path):
+            raise UsageError(f"there is no disk image {printable(d.path)}; check the path")
+        machine.add_disk(
+            d.path, readonly=d.readonly, snapshot=d.snapshot, serial=d.serial,
+            interface=d.interface,
+        )  # fmt: skip
+
+
+def use_symbols(machine: Machine, options: Namespace) -> None:
+    """`--symbols`: the names in reports come from there."""
+    if options.symbols is not None and machine.image is not None:
+        from pykvm.boot.system_map import read_symbols
+
+        machine.image.symbol_table = read_symbols(options.symbols)
