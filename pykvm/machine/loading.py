@@ -56,7 +56,13 @@ def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
     ram = [(r.gpa, r.size) for r in machine.memory.regions]
     kernel = {key: options.pop(key) for key in _KERNEL_OPTIONS}
     firmware = {key: options.pop(key) for key in _FIRMWARE_OPTIONS}
-    kind = "" if guest is not None else _kernel(machine, source, options["format"], kernel)
+    told = any(kernel[key] not in (None, False, "auto") for key in kernel)
+    kind = ""
+    if told or guest is None:
+        kind = _kernel(source, options, kernel["protocol"])
+        small = _PLAIN if machine.board.name == "pc" else _PLAIN | {"multiboot"}
+        if not told and kind in small:
+            kind = ""  # small kernels that need nothing else are spared the tables
     if options["format"] == "firmware":
         from pykvm.machine.firmware import fill_fw_cfg, find_firmware
 
@@ -97,16 +103,16 @@ def place(machine: Machine, loaded: boot.LoadedImage) -> None:
     loaded.state.apply(machine.vcpus[0], None)
 
 
-def _kernel(machine: Machine, image: Any, format: str, options: dict[str, Any]) -> str:
-    """The kind of image, if it is one whose loader wants to know about the machine; else ""."""
-    told = any(options[key] not in (None, False, "auto") for key in options)
-    if format == "auto":
+def _kernel(image: Any, options: dict[str, Any], protocol: str) -> str:
+    """The kind of image, as the loader will find it."""
+    kind: str = options["format"]
+    if kind == "auto":
         from pykvm.boot.detect import detect
         from pykvm.boot.source import open_source
 
         source = open_source(image)
-        format = detect(source.name, source.data)
-        if format == "elf":
+        kind = detect(source.name, source.data)
+        if kind == "elf" and all(options[key] is None for key in ("load", "entry", "mode")):
             from pykvm.boot.elf import ElfImage
 
             elf = ElfImage(source.name, source.data, None)
@@ -114,11 +120,7 @@ def _kernel(machine: Machine, image: Any, format: str, options: dict[str, Any]) 
                 from pykvm.boot.environment import BootEnvironment
                 from pykvm.boot.kernels import kind_of_elf
 
-                format = kind_of_elf(elf, BootEnvironment(protocol=options["protocol"]))
-        elif format == "packed":
-            format = "linux64"
-    if told:
-        return format
-    if format == "multiboot":  # small kernels that need nothing else are spared the tables
-        return format if machine.board.name == "pc" else ""
-    return "" if format in _PLAIN else format
+                kind = kind_of_elf(elf, BootEnvironment(protocol=protocol))
+        elif kind == "packed":
+            kind = "linux64"
+    return kind
