@@ -255,6 +255,7 @@ def test_iasl_takes_them_apart_and_builds_them_again(name: str, tmp_path: pathli
         said = run(iasl, "-d", str(file))
         assert not re.search(r"warning|error|remark|invalid|unknown", said, re.I), said
         source = file.with_suffix(".dsl")
+        assert not source.exists() or "Unknown" not in source.read_text()
         if key == "RSD PTR ":  # has no disassembly to compile
             continue
         said = run(iasl, "-p", str(file.with_suffix("")), str(source))
@@ -291,20 +292,18 @@ def test_pic_mode_routes_through_link_devices(tmp_path: pathlib.Path) -> None:
     config = AcpiConfig(pci=PciConfig(slots=(2,)))
     said = evaluate(tmp_path, config, "execute \\_PIC 0", "execute \\_SB.PCI0._PRT")
     assert re.findall(r"LNK[A-H]", said)[:4] == ["LNKC", "LNKD", "LNKE", "LNKF"]
-    # After _SRS with interrupt 10 the link says that it is on, and where.
+    # After _SRS with interrupt 10 the link says so; after _DIS none.
     said = evaluate(
         tmp_path, config,
-        "execute \\_SB.LNKB._SRS (23 00 04 18 79 00)",
-        "execute \\_SB.LNKB._CRS", "execute \\_SB.LNKB._STA", "execute \\_SB.LNKB._DIS",
-        "execute \\_SB.LNKB._CRS", "execute \\_SB.LNKB._STA",
+        "execute \\_SB.LNKB._SRS (23 00 04 18 79 00)", "execute \\_SB.LNKB._CRS",
+        "execute \\_SB.LNKB._DIS", "execute \\_SB.LNKB._CRS",
     )  # fmt: skip
     buffers = re.findall(r"0000: ((?:[0-9A-F]{2} ?)+)", said)
     assert [b.split()[1:3] for b in buffers] == [["00", "04"], ["00", "00"]]
-    assert integers(said) == [0x0B, 0x09]
 
 
 def test_the_os_gets_control_of_pci_express(tmp_path: pathlib.Path) -> None:
-    uuid = "(5b 4d db 33 00 1f 1c 40 96 57 74 41 c0 3d d7 66)"
+    uuid = "(5b 4d db 33 f7 1f 1c 40 96 57 74 41 c0 3d d7 66)"
     ask = f"execute \\_SB.PCI0._OSC {uuid} 1 3 (00 00 00 00 00 00 00 00 1f 00 00 00)"
     said = evaluate(tmp_path, AcpiConfig(), ask)
     answer = re.findall(r"0000: ((?:[0-9A-F]{2} )+)", said)[-1].split()

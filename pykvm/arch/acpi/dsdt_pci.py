@@ -44,7 +44,7 @@ PIRQ_REGISTERS = (0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6A, 0x6B)
 """Configuration registers of the LPC bridge: ISA interrupt of PIRQ A to H; bit 7: not routed."""
 NOT_ROUTED = 0x80
 ALL_FUNCTIONS = 0xFFFF
-OSC_UUID = "33DB4D5B-1F00-401C-9657-7441C03DD766"
+OSC_UUID = "33DB4D5B-1FF7-401C-9657-7441C03DD766"
 OSC_GRANTED = 0x1D
 """Hot plug, PME, AER, PCIe capability control: all left to the OS, there is no firmware."""
 CONFIG_PORTS = (0xCF8, 8)
@@ -79,17 +79,13 @@ def links(pci: PciConfig, *, pic_mode: bool) -> list[bytes]:
 def _link(number: int, pci: PciConfig) -> bytes:
     register = f"\\_SB.PCI0.ISA.PRQ{'ABCDEFGH'[number]}"
     current = resources.template(resources.irq_level([]))
-    # The interrupt mask is at byte 1 of the descriptor.
+    # The interrupt mask is at byte 1 of the descriptor. Without _STA a link is always there and on,
+    # which also spares systems a method call at each of their many walks over all devices.
     return device(
         link_name(number),
         name("_HID", eisa_id("PNP0C0F")),
         name("_UID", number + 1),
         name("_PRS", resources.template(resources.irq_level(pci.pic_irqs))),
-        method(
-            "_STA", 0,
-            if_(and_(register, NOT_ROUTED), return_(0x09)),
-            return_(0x0B),
-        ),
         method("_DIS", 0, or_(register, NOT_ROUTED, register)),
         name("BUF", current),
         _create_word_field("BUF", 1, "IRQM"),

@@ -13,6 +13,7 @@ from pykvm.machine.boards import layout
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pykvm.devices.pci import PciBus
     from pykvm.machine.machine import Machine
 
 SLEEP_TYPE_S5 = 7  # PM1_CNT.SLP_TYP for power-off (ICH9; the PM device's SLEEP_TYPES)
@@ -65,11 +66,18 @@ def acpi_config(machine: Machine) -> acpi.AcpiConfig:
         ecam=ecam,
         mmio32=(acpi.Window(layout.PCI_WINDOW, layout.PCI_WINDOW_SIZE), acpi.Window(*window2)),
         mmio64=acpi.Window(base64, layout.PCI_WINDOW64_SIZE),
+        slots=_slots(machine),
     )
     legacy = {"com1", "pit", "pic", "vga", "speaker", *board.legacy_devices}
     return acpi.AcpiConfig(
         **common, legacy=frozenset(legacy), pci=pci, fw_cfg=layout.FW_CFG, pvpanic=layout.PVPANIC
     )
+
+
+def _slots(machine: Machine) -> list[int]:
+    """The PCI slots with a device: nothing comes later, and every other one costs a guest time."""
+    bus: PciBus = getattr(machine.board, "pci")  # noqa: B009 - only the pc board has one
+    return sorted({device.slot for device in bus})
 
 
 def _ecam(machine: Machine) -> acpi.Window:
@@ -124,7 +132,7 @@ def mp_table(machine: Machine) -> bytes:
     pci: list[mptable.PciInterrupt] = []
     if machine.board.name == "pc":
         pirqs = [layout.PIRQ_GSI + n for n in range(layout.PIRQS)]
-        pci = mptable.pci_interrupts(pirqs)
+        pci = mptable.pci_interrupts(pirqs, _slots(machine))
     signature, features = (0, 0) if machine.cpus is None else machine.cpus.signature
     return mptable.build(
         apic_ids(machine),
