@@ -72,8 +72,10 @@ def totals_text(rows: Sequence[ExitTotal], result: RunResult, limit: int = 40) -
     """The account as aligned text; at most `limit` rows."""
     total = sum(row.count for row in rows if not row.place)
     lines = [f"{result.reason} after {result.elapsed:.3f} s, {total} exits"]
+    assisted = sorted(result.assisted.items(), key=lambda item: (-item[1], item[0]))
+    assist = "assist: " + ", ".join(f"{name} {n}" for name, n in assisted)
     if not rows:
-        return lines[0]
+        return lines[0] + (f"\n  {assist}" if assisted else "")
     lines[0] += "; times are means per exit"
     labels = [f"  {row.place}" if row.place else row.reason for row in rows[:limit]]
     width = max(len(label) for label in labels)
@@ -83,6 +85,8 @@ def totals_text(rows: Sequence[ExitTotal], result: RunResult, limit: int = 40) -
         lines.append(f"  {label:<{width}}  {row.count:>9}  {run:>9}  {handle:>9}")
     if len(rows) > limit:
         lines.append(f"  … and {len(rows) - limit} more places")
+    if assisted:
+        lines.append(f"  {assist}")
     return "\n".join(lines)
 
 

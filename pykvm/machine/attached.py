@@ -61,6 +61,7 @@ class Attached:
     assist: Assist | None = None
     """What completed refused instructions, once there was one; see `assist.counts`."""
     assist_mode: str = "auto"
+
     unclaimed: Unclaimed
     image: LoadedImage | None
     exit_handlers: dict[int, Callable[[Exit], bool]]
@@ -71,6 +72,7 @@ class Attached:
     has_run: bool
     _status: Status
     _local: threading.local
+    _memory_size: int
     _thread: threading.Thread | None
     _result: RunResult | None
     _failure: BaseException | None
@@ -83,6 +85,17 @@ class Attached:
     virtio_mmio: list[tuple[int, int]]
     """virtio-mmio devices: (guest-physical address, GSI)."""
 
+    def _prepare_assist(self, mode: str) -> None:
+        """Refused instructions shall exit; with "on" ring 3 is watched from the start."""
+        if mode == "off":
+            return
+        if self.vm.check_extension("KVM_CAP_EXIT_ON_EMULATION_FAILURE"):
+            self.vm.exit_on_emulation_failure()  # ring 3's too
+        if mode == "on":
+            from pykvm.machine.assist import Assist
+
+            self.assist = Assist(self.whole)
+
     @property
     def whole(self) -> Machine:
         """This machine, as type checkers shall see it in here."""
@@ -90,8 +103,8 @@ class Attached:
 
     @property
     def memory_size(self) -> int:
-        """Guest RAM in bytes."""
-        return sum(r.size for r in self.memory.regions)
+        """Guest RAM in bytes, as it was asked for; a PC's VGA window hides 128 KiB of it."""
+        return self._memory_size
 
     @property
     def serial(self) -> Any:

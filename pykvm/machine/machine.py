@@ -78,7 +78,7 @@ class Machine(Running):
         topology: str = "",
         kvm: Kvm | None = None,
     ) -> None:
-        size = memory_size(memory)
+        size = self._memory_size = memory_size(memory)
         if not 1 <= cpus <= MAX_CPUS:
             raise MachineError(f"{cpus} vCPUs are not possible; choose 1 to {MAX_CPUS}")
         self.board = make_board(self, board)
@@ -101,7 +101,6 @@ class Machine(Running):
         if assist not in ("auto", "on", "off"):
             raise MachineError(f"assist={assist!r} is not auto, on or off")
         self.assist_mode = assist
-        self.assist = None
         self.cmdline = ""
         self.acpi = acpi
         self.unclaimed = Unclaimed(unclaimed)
@@ -137,6 +136,7 @@ class Machine(Running):
             if cpu is not None or topology or self.board.name == "pc":
                 self._choose_cpu(cpus)
             self.vcpus = parts.make_vcpus(self.vm, cpus, self.kvm, self.cpus)
+            self._prepare_assist(assist)
             for vcpu in self.vcpus:
                 vcpu.enable_trace(trace or RECENT_EXITS, lossless=bool(trace))
             self.control = Control(self.vcpus)

@@ -92,12 +92,13 @@ class RunResult:
       `exit`: that exit, if it was a typed one.
     - `serial`, `debugcon`: what the guest wrote to COM1 and port 0xe9 during this run (last MiB).
     - `exits`: exits by name over all vCPUs since the machine was made or reset.
+    - `assisted`: instructions that KVM refused and the assist completed, by mnemonic.
     - `elapsed`: seconds. `last_exits`, `report`: for crashes, else empty.
     """
 
     __slots__ = (
-        "debugcon", "detail", "elapsed", "exit", "exit_code", "exits", "last_exits", "reason",
-        "report", "resets", "serial", "value", "vcpu",
+        "assisted", "debugcon", "detail", "elapsed", "exit", "exit_code", "exits", "last_exits",
+        "reason", "report", "resets", "serial", "value", "vcpu",
     )  # fmt: skip
 
     def __init__(self, outcome: Outcome, elapsed: float, exits: dict[str, int]) -> None:
@@ -114,6 +115,7 @@ class RunResult:
         self.last_exits: list[TraceRecord] = []
         self.report = ""
         self.resets = 0
+        self.assisted: dict[str, int] = {}
 
     @property
     def text(self) -> str:
@@ -131,7 +133,12 @@ class RunResult:
     def __str__(self) -> str:
         total = sum(self.exits.values())
         what = f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
-        return f"{what} after {self.elapsed:.3f} s and {total} exits (exit status {self.exit_code})"
+        assisted = sum(self.assisted.values())
+        more = f", {assisted} instructions assisted" if assisted else ""
+        return (
+            f"{what} after {self.elapsed:.3f} s and {total} exits{more} "
+            f"(exit status {self.exit_code})"
+        )
 
 
 def exit_code(reason: StopReason, value: int | None) -> int:

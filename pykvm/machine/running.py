@@ -99,6 +99,8 @@ class Running(Attached):
         reason = outcome.reason
         result = RunResult(outcome, elapsed, self.exit_counts())
         result.resets = resets
+        if self.assist is not None:
+            result.assisted = self.assist.counts
         if self.standard is not None:
             result.serial = self.standard.captured.since(marks[0])
             result.debugcon = self.standard.debugcon_captured.since(marks[1])

@@ -91,6 +91,8 @@ def reset_cpus(machine: Machine) -> None:
     if machine.reset_image is None:
         machine.reset_image = ResetImage(machine)
     machine.reset_image.put(machine)
+    if machine.assist is not None:
+        machine.assist.reset()
     for device in machine.devices:
         reset = getattr(device, "reset", None)
         if reset is not None:

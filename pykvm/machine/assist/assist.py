@@ -89,7 +89,11 @@ class Assist:
             name = name or "fetch"
         except (Refused, Undecodable) as error:
             self.why = str(error)
-            return False
+            if not cpu.user or undefined:
+                return False
+            # Ring 3 gets what KVM gives it without EXIT_ON_EMULATION_FAILURE.
+            events.raise_fault(cpu, Fault(UD))
+            name = "undefined"
         except PykvmError as error:
             self.why = f"{type(error).__name__}: {error}"
             return False
