@@ -59,7 +59,7 @@ def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
     told = any(kernel[key] not in (None, False, "auto") for key in kernel)
     kind = ""
     if told or guest is None:
-        kind = _kernel(source, options, kernel["protocol"])
+        kind = _kernel(source, {**options, **kernel})
         small = _PLAIN if machine.board.name == "pc" else _PLAIN | {"multiboot"}
         if not told and kind in small:
             kind = ""  # small kernels that need nothing else are spared the tables
@@ -103,7 +103,7 @@ def place(machine: Machine, loaded: boot.LoadedImage) -> None:
     loaded.state.apply(machine.vcpus[0], None)
 
 
-def _kernel(image: Any, options: dict[str, Any], protocol: str) -> str:
+def _kernel(image: Any, options: dict[str, Any]) -> str:
     """The kind of image, as the loader will find it."""
     kind: str = options["format"]
     if kind == "auto":
@@ -120,7 +120,8 @@ def _kernel(image: Any, options: dict[str, Any], protocol: str) -> str:
                 from pykvm.boot.environment import BootEnvironment
                 from pykvm.boot.kernels import kind_of_elf
 
-                kind = kind_of_elf(elf, BootEnvironment(protocol=protocol))
+                keys = ("cmdline", "initrd", "modules", "protocol")
+                kind = kind_of_elf(elf, BootEnvironment(**{key: options[key] for key in keys}))
         elif kind == "packed":
             kind = "linux64"
     return kind
