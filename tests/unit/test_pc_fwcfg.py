@@ -78,6 +78,13 @@ def test_reading_past_the_end_and_nothing(guest: Guest) -> None:
     assert guest.fw.read(1, 1) == ord("c")
 
 
+def test_string_instructions(guest: Guest) -> None:
+    guest.fw.write_block(0, 2, b"\x01\x00\x00\x00")
+    assert guest.fw.read_block(1, 1, 3) == b"QEM"
+    assert guest.fw.read_block(1, 2, 3) == b"U\0\0\0\0\0"
+    assert guest.fw.read_block(4, 4, 2) == b"QEMUQEMU"
+
+
 def test_files_are_sorted_and_stay(guest: Guest) -> None:
     for name in ("etc/zebra", "bootorder", "etc/ant"):
         guest.fw.add_file(name, name.encode())

@@ -190,6 +190,17 @@ class FwCfg(Device):
             self._dma_high = 0
             self._transfer(self._memory, _swapped(value, 8))
 
+    def read_block(self, offset: int, size: int, count: int) -> bytes:
+        """REP INS: `count` reads of `size` bytes at once."""
+        if offset in (SELECTOR, DATA):
+            return self._take(size * count)
+        return b"".join(self.read(offset, size).to_bytes(size, "little") for _ in range(count))
+
+    def write_block(self, offset: int, size: int, data: bytes) -> None:
+        """REP OUTS: writes of `size` bytes, one after the other."""
+        for at in range(0, len(data), size):
+            self.write(offset, size, int.from_bytes(data[at : at + size], "little"))
+
     def _select(self, key: int) -> None:
         self._seen = True
         self._key = key
@@ -201,7 +212,7 @@ class FwCfg(Device):
             return bytes(size)
         data = bytes(item.data[self._offset : self._offset + size])
         self._offset += len(data)
-        return data
+        return data.ljust(size, b"\0")
 
     # -- DMA -----------------------------------------------------------------------------------
 
