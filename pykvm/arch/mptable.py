@@ -37,16 +37,10 @@ class PciInterrupt(NamedTuple):
     gsi: int
 
 
-def pci_interrupts(
-    pirq_gsis: Sequence[int], slots: Iterable[int] = range(32)
-) -> list[PciInterrupt]:
-    """Routing in which pin p of slot s asserts PIRQ (s + p) mod their number."""
+def pci_interrupts(pirq_gsis: Sequence[int], pins: Iterable[tuple[int, int]]) -> list[PciInterrupt]:
+    """Routing in which pin p of slot s asserts PIRQ (s + p) mod their number; for (s, p) pins."""
     count = len(pirq_gsis)
-    return [
-        PciInterrupt(slot, pin, pirq_gsis[(slot + pin) % count])
-        for slot in slots
-        for pin in range(4)
-    ]
+    return [PciInterrupt(slot, pin, pirq_gsis[(slot + pin) % count]) for slot, pin in pins]
 
 
 def build(

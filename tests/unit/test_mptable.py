@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from pykvm.arch import mptable
+from pykvm.arch.acpi.config import ALL_PINS
 from pykvm.arch.errors import ArchError
 
 SIZES = {0: 20, 1: 8, 2: 8, 3: 8, 4: 8}
@@ -41,7 +42,7 @@ def test_cpus_buses_and_interrupts() -> None:
     gsis = range(16, 24)
     blob = mptable.build(
         [0, 1, 4, 5], 0xF0000, signature=0xA10F11, features=0x178BFBFF,
-        pci=mptable.pci_interrupts(gsis, [2, 31]),
+        pci=mptable.pci_interrupts(gsis, [(s, p) for s in (2, 31) for p in range(4)]),
     )  # fmt: skip
     header, found = parse(blob, 0xF0000)
     assert header["lapic"] == 0xFEE0_0000
@@ -76,7 +77,7 @@ def test_without_pci_and_8259s() -> None:
 
 
 def test_64_cpus_fit_a_page() -> None:
-    blob = mptable.build(range(64), pci=mptable.pci_interrupts(range(16, 24)))
+    blob = mptable.build(range(64), pci=mptable.pci_interrupts(range(16, 24), ALL_PINS))
     assert len(parse(blob, 0xF0000)[1]) > 64
     assert len(blob) < 4096
 

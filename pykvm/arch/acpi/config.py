@@ -86,6 +86,9 @@ class ResetConfig(NamedTuple):
     value: int = 6
 
 
+ALL_PINS = tuple((slot, pin) for slot in range(32) for pin in range(4))
+
+
 class PciConfig(NamedTuple):
     """The PCI host bridge: configuration space and the windows for BARs."""
 
@@ -95,8 +98,8 @@ class PciConfig(NamedTuple):
     mmio64: Window | None = None
     pirq_gsis: Sequence[int] = (16, 17, 18, 19, 20, 21, 22, 23)
     """GSI of PIRQ A, B, …: pin p (0: INTA) of slot s asserts PIRQ (s + p) mod their number."""
-    slots: Sequence[int] = range(32)
-    """Slots that may hold a device: the fewer, the less a guest has to read."""
+    pins: Sequence[tuple[int, int]] = ALL_PINS
+    """(slot, pin) of the devices that have an interrupt pin: the fewer, the less to read."""
     lpc_slot: int | None = 0x1F
     """Slot of the bridge with PIRQ routing registers (0x60 to 0x63, 0x68 to 0x6b) for PIC mode."""
     pic_irqs: Sequence[int] = (5, 10, 11)

@@ -32,7 +32,7 @@ PRESENT, PRESENT_HIDDEN = 0x0F, 0x0B
 def dsdt(config: AcpiConfig) -> Table:
     """The table; revision 2, so that integers have 64 bits."""
     body = _globals(config)
-    inside: list[Term] = [_processors(config)]
+    inside: list[Term] = [*_processors(config)]
     pci = config.pci
     if pci is not None:
         inside += links(pci, pic_mode="pic" in config.legacy)
@@ -61,7 +61,7 @@ def _globals(config: AcpiConfig) -> bytes:
     return body
 
 
-def _processors(config: AcpiConfig) -> bytes:
+def _processors(config: AcpiConfig) -> list[bytes]:
     nodes = node_of_cpu(config) if config.numa else {}
     cpus = []
     for uid in range(len(config.cpus)):
@@ -71,7 +71,7 @@ def _processors(config: AcpiConfig) -> bytes:
         if uid in nodes:
             parts.append(name("_PXM", nodes[uid]))
         cpus.append(device(f"C{uid:03X}", *parts))
-    return device("CPUS", name("_HID", text("ACPI0010")), name("_CID", eisa_id("PNP0A05")), *cpus)
+    return cpus
 
 
 def _board_devices(config: AcpiConfig) -> list[bytes]:

@@ -73,7 +73,12 @@ def links(pci: PciConfig, *, pic_mode: bool) -> list[bytes]:
     """Link devices: they read and write the LPC bridge's routing registers (6.2.13)."""
     if not pic_mode or not _pic_mode(pci):
         return []
-    return [_link(n, pci) for n in range(len(pci.pirq_gsis))]
+    return [_link(n, pci) for n in sorted(_pirqs(pci))]
+
+
+def _pirqs(pci: PciConfig) -> set[int]:
+    """The PIRQs that something asserts."""
+    return {pirq(slot, pin, len(pci.pirq_gsis)) for slot, pin in pci.pins}
 
 
 def _link(number: int, pci: PciConfig) -> bytes:
@@ -177,17 +182,16 @@ def _routing(pci: PciConfig, pic_mode: bool) -> list[bytes]:
     count = len(pci.pirq_gsis)
     direct = [
         package(slot << 16 | ALL_FUNCTIONS, pin, 0, pci.pirq_gsis[pirq(slot, pin, count)])
-        for slot in pci.slots
-        for pin in range(PINS)
+        for slot, pin in pci.pins
     ]
-    if any(not 0 <= slot < SLOTS for slot in pci.slots):
-        raise ArchError(f"a PCI bus has the slots 0 to 31, not {list(pci.slots)}")
+    for slot, pin in pci.pins:
+        if not (0 <= slot < SLOTS and 0 <= pin < PINS):
+            raise ArchError(f"PCI slot {slot} pin {pin}: there are slots 0 to 31, pins 0 to 3")
     if not pic_mode:
         return [method("_PRT", 0, return_(package(*direct)))]
     linked = [
         package(slot << 16 | ALL_FUNCTIONS, pin, f"\\_SB.{link_name(pirq(slot, pin, count))}", 0)
-        for slot in pci.slots
-        for pin in range(PINS)
+        for slot, pin in pci.pins
     ]
     modes = [if_("\\PICF", return_(package(*direct))), return_(package(*linked))]
     return [method("_PRT", 0, *modes)]

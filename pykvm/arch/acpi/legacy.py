@@ -18,15 +18,13 @@ class IsaDevice(NamedTuple):
     uid: int | None = None
 
 
+# The PIT, the 8259s and the speaker have no node: no system looks for one, and each costs time.
 ISA_DEVICES = {
     "com1": IsaDevice("COM1", "PNP0501", ((0x3F8, 8),), 4, 1),
     "com2": IsaDevice("COM2", "PNP0501", ((0x2F8, 8),), 3, 2),
     "keyboard": IsaDevice("KBD", "PNP0303", ((0x60, 1), (0x64, 1)), 1),
     "mouse": IsaDevice("MOU", "PNP0F13", (), 12),
     "rtc": IsaDevice("RTC", "PNP0B00", ((0x70, 2),), 8),
-    "pit": IsaDevice("TIMR", "PNP0100", ((0x40, 4),), 0),
-    "pic": IsaDevice("PIC", "PNP0000", ((0x20, 2), (0xA0, 2), (0x4D0, 2)), 2),
-    "speaker": IsaDevice("SPKR", "PNP0800", ((0x61, 1),)),
 }
 
 

@@ -66,7 +66,7 @@ def acpi_config(machine: Machine) -> acpi.AcpiConfig:
         ecam=ecam,
         mmio32=(acpi.Window(layout.PCI_WINDOW, layout.PCI_WINDOW_SIZE), acpi.Window(*window2)),
         mmio64=acpi.Window(base64, layout.PCI_WINDOW64_SIZE),
-        slots=_slots(machine),
+        pins=_pins(machine),
     )
     legacy = {"com1", "pit", "pic", "vga", "speaker", *board.legacy_devices}
     return acpi.AcpiConfig(
@@ -74,10 +74,11 @@ def acpi_config(machine: Machine) -> acpi.AcpiConfig:
     )
 
 
-def _slots(machine: Machine) -> list[int]:
-    """The PCI slots with a device: nothing comes later, and every other one costs a guest time."""
+def _pins(machine: Machine) -> list[tuple[int, int]]:
+    """(slot, pin) of the PCI devices that interrupt: none comes later, and others cost time."""
     bus: PciBus = getattr(machine.board, "pci")  # noqa: B009 - only the pc board has one
-    return sorted({device.slot for device in bus})
+    pins = ((device.slot, device.config.data[0x3D]) for device in bus)
+    return sorted({(slot, pin - 1) for slot, pin in pins if 1 <= pin <= 4})
 
 
 def _ecam(machine: Machine) -> acpi.Window:
@@ -132,7 +133,7 @@ def mp_table(machine: Machine) -> bytes:
     pci: list[mptable.PciInterrupt] = []
     if machine.board.name == "pc":
         pirqs = [layout.PIRQ_GSI + n for n in range(layout.PIRQS)]
-        pci = mptable.pci_interrupts(pirqs, _slots(machine))
+        pci = mptable.pci_interrupts(pirqs, _pins(machine))
     signature, features = (0, 0) if machine.cpus is None else machine.cpus.signature
     return mptable.build(
         apic_ids(machine),
