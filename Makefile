@@ -1,8 +1,12 @@
-# make run    set up what is missing and boot a guest on /dev/kvm, showing its exits
-# make test   set up what is missing and run lint, types and all tests
+# make run          set up what is missing and boot a guest on /dev/kvm, showing its exits
+# make test         set up what is missing and run lint, types and the tests of every day
+# make test-boot    real kernels and firmware on this machine's /dev/kvm
+# make test-nested  kernels and the tests of /dev/kvm where it behaves as on SVM hardware: inside a
+#                   VM of QEMU's software CPU; test-nested-all runs all that can run there
+# make test-slow    what takes tens of minutes: Debian's own kernel on an emulating /dev/kvm
 PY = .venv/bin/python
 
-.PHONY: run test setup lint types format guests native bench docs clean
+.PHONY: run test test-boot test-nested test-nested-all test-slow linux setup lint types format guests native bench docs clean
 
 run: setup
 	@$(PY) -m pykvm doctor --brief || true
@@ -11,6 +15,25 @@ run: setup
 
 test: setup lint types
 	$(PY) -m pytest -q
+
+# Kernels and initial RAM disks, made once and kept in ~/.cache/pykvm.
+LINUX_PACKAGES = gcc binutils libc6-dev make perl flex bison bc lz4 xz-utils libelf-dev e2fsprogs \
+	debian-archive-keyring
+linux: setup
+	@.ci/need $(LINUX_PACKAGES)
+	$(PY) guests/linux/assets.py
+
+test-boot: linux
+	$(PY) -m pytest -q --timeout 600 -m "boot and not (nested or slow)"
+
+test-nested: linux
+	$(PY) tests/nested/run.py -q -m "not slow" @tests/nested/selection
+
+test-nested-all: linux
+	$(PY) tests/nested/run.py -q -m "not slow" tests/kvm tests/boot tests/cli tests/property
+
+test-slow: linux
+	$(PY) -m pytest -q -s --timeout 0 -m "slow and not nested"
 
 setup:
 	@.ci/setup

@@ -74,9 +74,7 @@ def script(text: str) -> bytes:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make an initramfs.")
     parser.add_argument("--bits", type=int, choices=(32, 64), default=64)
-    parser.add_argument(
-        "--modules", metavar="FLAVOUR", help="of Debian's kernel: cloud-amd64"
-    )
+    parser.add_argument("--modules", metavar="FLAVOUR", help="of Debian's kernel: cloud-amd64")
     parser.add_argument("--script", type=argparse.FileType(), help="run this, then switch off")
     parser.add_argument("output", type=pathlib.Path)
     arguments = parser.parse_args()

@@ -1,0 +1,92 @@
+"""Boots a Linux guest with a script for its init, and keeps what its console says."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import time
+from functools import cache
+from typing import Any
+
+from linux import assets, initramfs
+
+from pykvm import Machine
+
+# No kernel work that costs emulated instructions for nothing, and no SSE in glibc's string
+# functions: 32-bit user code is emulated too there. vdso32=0: system calls are `int 0x80`.
+FRUGAL = (
+    "vdso32=0 rodata=off tsc=reliable "
+    "GLIBC_TUNABLES=glibc.cpu.hwcaps=-SSE2,-SSSE3,-SSE4_1,-SSE4_2,-AVX,-AVX2"
+)
+CONSOLE = "console=ttyS0 panic=-1"
+
+
+@cache
+def files() -> assets.Assets:
+    """The kernels and initramfs images; `make linux` makes them."""
+    return assets.load()
+
+
+def initrd(bits: int, script: str | None) -> bytes:
+    """The initramfs, with a script for its init to run instead of a shell."""
+    data = files()[f"initramfs{bits}"].read_bytes()
+    return data if script is None else data + initramfs.script(script)
+
+
+class Boot:
+    """One guest's life: `text` of its console, `result` of the run, `times` of its milestones."""
+
+    def __init__(
+        self,
+        kernel: pathlib.Path,
+        *,
+        script: str,
+        bits: int,
+        append: str = "",
+        timeout: float,
+        disk: pathlib.Path | None = None,
+        load: dict[str, Any] | None = None,
+        **machine: Any,
+    ) -> None:
+        self._output = bytearray()
+        self._started = time.monotonic()
+        self._arrived: list[tuple[int, float]] = []
+        with Machine(serial=self._serial, **machine) as m:
+            if disk is not None:
+                m.add_disk(disk)
+            m.load(
+                kernel,
+                cmdline=f"{CONSOLE} {append}",
+                initrd=initrd(bits, script),
+                **(load or {}),
+            )
+            self.result = m.run(timeout=timeout)
+            self.assisted = dict(m.assist.counts) if m.assist is not None else {}
+            self.report = m.report() if hasattr(m, "report") else ""
+
+    def _serial(self, data: bytes) -> None:
+        self._output += data
+        self._arrived.append((len(self._output), time.monotonic() - self._started))
+
+    @property
+    def text(self) -> str:
+        """Everything printed so far."""
+        return self._output.decode(errors="replace").replace("\r\n", "\n")
+
+    def when(self, pattern: str) -> float | None:
+        """Seconds from the start to the end of the first match."""
+        match = re.search(pattern.encode(), self._output)
+        if match is None:
+            return None
+        return next(at for length, at in self._arrived if length >= match.end())
+
+    def section(self, name: str) -> str:
+        """What the script printed between `BEGIN name` and `END name`."""
+        match = re.search(rf"^BEGIN {name}\n(.*?)^END {name}$", self.text, re.S | re.M)
+        assert match, f"no section {name}; the console ends with:\n{self.text[-2000:]}"
+        return match.group(1)
+
+
+def section(name: str, command: str) -> str:
+    """A line of script that prints a section."""
+    return f"echo BEGIN {name}; {command}; echo END {name}\n"
