@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pykvm import Machine
+from pykvm import Machine, images
 from pykvm.devices.pc import I8042, Cmos, PcTestDev
 
 HERE = pathlib.Path(__file__).parent
@@ -74,3 +74,13 @@ def test_legacy_devices(guest: pathlib.Path, irqchip: str) -> None:
             "typed: 58 d8 2d ad",
             "a level comes until it ends",
         ], (result.reason, result.report)
+
+
+@pytest.mark.parametrize("board", ["microvm", "pc"])
+@pytest.mark.parametrize("name", ["interrupts", "smp"])
+def test_shipped_guests_on_our_own_chips(board: str, name: str) -> None:
+    image = images.find(name)
+    with Machine(irqchip="split", board=board, cpus=image.cpus) as m:
+        m.load(name)
+        result = m.run(timeout=20)
+        assert result.serial.decode().strip() == image.expect.serial.strip()

@@ -298,3 +298,29 @@ def test_a_guest_that_never_reads(driver: Driver) -> None:
         driver.chip.write(4, 1, 0xD4)
         driver.chip.write(0, 1, 0xE9)
     assert len(driver.bytes()) < 100
+
+
+def test_what_linux_does_at_start(driver: Driver) -> None:
+    """As drivers/input/serio/i8042.c: flush, self-test, AUX loop, IRQ 12, no multiplexer."""
+    driver.chip.tap("a")
+    driver.bytes()
+    assert driver.command(0xAA) == [0x55]
+    mode = driver.command(0x20)
+    assert driver.command(0x20) == mode
+    driver.command(0x60, mode[0] & ~0x03 | 0x30)
+    assert driver.command(0xD3, 0x5A) == [0x5A]
+    driver.command(0xA7)
+    assert driver.command(0x20)[0] & 0x20
+    driver.command(0xA8)
+    assert not driver.command(0x20)[0] & 0x20
+    driver.command(0x60, 0x32)
+    driver.chip.write(4, 1, 0xD3)
+    driver.chip.write(0, 1, 0xA5)
+    assert driver.irq12.level
+    assert driver.status & 0x21 == 0x21
+    assert driver.bytes() == [0xA5]
+    for value in (0xF0, 0x56, 0xA4):
+        assert driver.command(0xD3, value) == [value], "a multiplexer would answer its version"
+    driver.command(0x60, 0x03)  # the driver asks for untranslated codes
+    assert driver.keyboard(0xF2) == [0xFA, 0xAB, 0x83]
+    assert driver.mouse(0xFF) == [0xFA, 0xAA, 0x00]
