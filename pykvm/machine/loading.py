@@ -100,6 +100,8 @@ def place(machine: Machine, loaded: boot.LoadedImage) -> None:
     machine.place_roms(loaded)
     loaded.place(machine.memory)
     machine.board.place()
+    if loaded.framebuffer is not None:
+        machine.board.show(loaded.framebuffer)
     loaded.state.apply(machine.vcpus[0], None)
 
 

@@ -12,7 +12,9 @@ from pykvm.machine.result import MachineError
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pykvm.boot.environment import BootEnvironment
+    from collections.abc import Callable
+
+    from pykvm.boot.environment import BootEnvironment, FramebufferInfo
     from pykvm.devices.pc import AcpiPm
     from pykvm.machine.attached import Irqchip
     from pykvm.machine.machine import Machine
@@ -45,6 +47,13 @@ class Board:
         from pykvm.machine.boards.bootenv import environment
 
         return environment(self.machine, kind, options)
+
+    def video_modes(self) -> Callable[[int, int, int], FramebufferInfo | None] | None:
+        """How a kernel that wants a video mode gets one; None on a board without a display."""
+        return None
+
+    def show(self, screen: FramebufferInfo) -> None:
+        """Turns on the screen that the kernel was told of; after a load and after a reset."""
 
     def place(self) -> None:
         """What firmware would have done: tables in memory; after a load and after a reset."""

@@ -35,7 +35,14 @@ def environment(machine: Machine, kind: str, options: dict[str, Any]) -> BootEnv
         fast_boot=options.get("fast_boot", False),
         reserved=reserved,
         protocol=options.get("protocol", "auto"),
+        rsdp_data=_bytes_at(blobs, rsdp, 36),
+        video_mode=machine.board.video_modes(),
     )
+
+
+def _bytes_at(blobs: list[tuple[int, bytes]], gpa: int | None, size: int) -> bytes:
+    found = (b[gpa - at :][:size] for at, b in blobs if gpa is not None and at <= gpa < at + len(b))
+    return next(found, b"")
 
 
 def virtio_options(machine: Machine) -> list[str]:

@@ -23,11 +23,15 @@ from pykvm.devices.pci import (
 )
 from pykvm.machine.boards import Microvm, layout
 from pykvm.machine.boards.power import route_timer
+from pykvm.machine.boards.videomode import switch_on, video_modes
 from pykvm.machine.msi import MappedRam, MsiSender
 from pykvm.machine.result import StopReason
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.boot.environment import FramebufferInfo
     from pykvm.bus import Range
     from pykvm.devices.ide import IdeController
     from pykvm.machine.machine import Machine
@@ -73,7 +77,8 @@ class PcBoard(Microvm):
         self._pci()
         self.vga = Vga()
         machine.add_ranges(self.vga, legacy_ranges(self.vga))
-        self.add_pci(PciVga(self.vga, _option_rom()), VGA_SLOT)
+        self._vga_function = PciVga(self.vga, _option_rom())
+        self.add_pci(self._vga_function, VGA_SLOT)
         machine.screen = Screen(self.vga)
 
     def _legacy(self) -> None:
@@ -173,15 +178,33 @@ class PcBoard(Microvm):
         """Assigns BARs, as firmware would, unless there is firmware to do it."""
         super().place()
         if not self.has_firmware:
-            assign_bars(
-                self.pci,
-                PCI_PORTS,
-                [
-                    Window(layout.PCI_WINDOW, layout.PCI_WINDOW_SIZE),
-                    Window(layout.PCI_WINDOW2, layout.PCI_WINDOW2_SIZE),
-                ],
-                Window(layout.pci_window64(self.machine.memory_size), layout.PCI_WINDOW64_SIZE),
-            )
+            self._assign_bars()
+
+    def video_modes(self) -> Callable[[int, int, int], FramebufferInfo | None]:
+        """The VGA's linear modes."""
+        return video_modes(self)
+
+    def show(self, screen: FramebufferInfo) -> None:
+        """Sets the VGA's mode."""
+        switch_on(self, screen)
+
+    def frame_buffer(self) -> int | None:
+        """Where the VGA's frame buffer will be (guest-physical) when a kernel starts without
+        firmware; None if there is no room for it."""
+        placed = self._assign_bars()
+        own = (self._vga_function, 0)
+        return next((at for device, bar, at in placed if (device, bar) == own), None)
+
+    def _assign_bars(self) -> list[tuple[PciDevice, int, int]]:
+        return assign_bars(
+            self.pci,
+            PCI_PORTS,
+            [
+                Window(layout.PCI_WINDOW, layout.PCI_WINDOW_SIZE),
+                Window(layout.PCI_WINDOW2, layout.PCI_WINDOW2_SIZE),
+            ],
+            Window(layout.pci_window64(self.machine.memory_size), layout.PCI_WINDOW64_SIZE),
+        )
 
 
 def _option_rom() -> bytes | None:
