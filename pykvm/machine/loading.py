@@ -114,6 +114,10 @@ def _kernel(image: Any, options: dict[str, Any]) -> str:
 
         source = open_source(image)
         kind = detect(source.name, source.data)
+        if kind == "packed":
+            from pykvm.boot.packed import unwrap
+
+            source, kind = unwrap(source, "auto")
         if kind == "elf" and all(options[key] is None for key in ("load", "entry", "mode")):
             from pykvm.boot.elf import ElfImage
 
@@ -124,6 +128,4 @@ def _kernel(image: Any, options: dict[str, Any]) -> str:
 
                 keys = ("cmdline", "initrd", "modules", "protocol")
                 kind = kind_of_elf(elf, BootEnvironment(**{key: options[key] for key in keys}))
-        elif kind == "packed":
-            kind = "linux64"
     return kind
