@@ -9,11 +9,12 @@ from pykvm.machine.assist.compute import XSAVE, Computer
 from pykvm.machine.assist.cpu import GP, UD, Cpu, Fault, Refused
 from pykvm.machine.assist.decode import MAX_LENGTH, Instruction, Undecodable
 from pykvm.machine.assist.engine import CODE, WINDOW, Engine
-from pykvm.machine.assist.table import Entry, find
+from pykvm.machine.assist.table import Entry, decoded
 from pykvm.machine.assist.traps import Traps
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pykvm.arch.pagewalk import Walk
     from pykvm.kvm import Vcpu
     from pykvm.kvm.exits import InternalErrorExit
     from pykvm.machine.machine import Machine
@@ -37,6 +38,7 @@ class Assist:
         self._counts: dict[int, dict[str, int]] = {}
         self._computers: dict[int, Computer] = {}
         self._stuck: dict[int, tuple[int, int]] = {}
+        self._walks: dict[int, dict[tuple[int, ...], Walk]] = {}
         self.traps = Traps(self)
 
     @property
@@ -47,6 +49,10 @@ class Assist:
             for name, n in list(counts.items()):
                 total[name] = total.get(name, 0) + n
         return total
+
+    def cpu(self, vcpu: Vcpu) -> Cpu:
+        """The vCPU as an instruction sees it."""
+        return Cpu(self.machine, vcpu, self._walks.setdefault(vcpu.id, {}))
 
     def complete(self, vcpu: Vcpu, exit_: InternalErrorExit | None = None) -> bool:
         """Completes the instruction that the exit is about; True: the guest may go on.
@@ -67,11 +73,10 @@ class Assist:
 
         `undefined`: the guest was given #UD for it already, so that one says no more.
         """
-        cpu = Cpu(self.machine, vcpu)
+        cpu = self.cpu(vcpu)
         name = ""
         try:
-            insn = self._decode(cpu, known)
-            entry = find(insn)
+            insn, entry = self._decode(cpu, known)
             if entry is None:
                 raise Refused("it is none that the assist knows")
             name = entry.name
@@ -100,7 +105,7 @@ class Assist:
         else:
             self._stuck.pop(vcpu.id, None)
         self.count(vcpu, name)
-        if not undefined:
+        if not undefined and not self.traps.armed(vcpu):
             self.traps.visit(vcpu)
         return True
 
@@ -109,16 +114,16 @@ class Assist:
         counts = self._counts.setdefault(vcpu.id, {})
         counts[name] = counts.get(name, 0) + 1
 
-    def _decode(self, cpu: Cpu, known: bytes) -> Instruction:
+    def _decode(self, cpu: Cpu, known: bytes) -> tuple[Instruction, Entry | None]:
         if known:
             try:
-                return Instruction(known, cpu.bits)
+                return decoded(known, cpu.bits)
             except Undecodable as error:
                 if not error.short:
                     raise
         code = cpu.fetch(MAX_LENGTH)
         try:
-            return Instruction(code, cpu.bits)
+            return decoded(code, cpu.bits)
         except Undecodable as error:
             if error.short and len(code) >= MAX_LENGTH:
                 raise Fault(GP, 0) from None

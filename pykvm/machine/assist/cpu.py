@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 _READONLY = 1 << 1  # KVM_MEM_READONLY: ROM, whose writes go to the bus
+_WALKS = 256  # page walks kept for each vCPU
 CF, PF, AF, ZF, SF, TF, IF, DF, OF = (1 << n for n in (0, 2, 4, 6, 7, 8, 9, 10, 11))
 NT, RF, VM, AC = 1 << 14, 1 << 16, 1 << 17, 1 << 18
 CR0_PE, CR0_MP, CR0_EM, CR0_TS, CR0_NE = 1, 2, 4, 8, 32
@@ -66,11 +67,14 @@ class Cpu:
     """One vCPU at an exit. `regs` and `sregs` are the C structures; `commit` makes them count."""
 
     __slots__ = (
-        "_ac", "_touch", "bits", "cpl", "long", "machine", "real", "regs", "sregs", "user", "vcpu",
-        "vm86",
+        "_ac", "_touch", "_walks", "bits", "cpl", "long", "machine", "real", "regs", "sregs",
+        "user", "vcpu", "vm86",
     )  # fmt: skip
 
-    def __init__(self, machine: Machine, vcpu: Vcpu) -> None:
+    def __init__(
+        self, machine: Machine, vcpu: Vcpu, walks: dict[tuple[int, ...], Walk] | None = None
+    ) -> None:
+        self._walks = {} if walks is None else walks
         self.machine = machine
         self.vcpu = vcpu
         self.regs: Any = vcpu.regs._readable()
@@ -202,7 +206,37 @@ class Cpu:
     # -- paging ------------------------------------------------------------------------------------
 
     def walk(self, address: int) -> Walk:
-        """The page walk of a linear address."""
+        """The page walk of a linear address.
+
+        An earlier walk of the page is taken if all the entries that it read are still the same.
+        """
+        s = self.sregs
+        page = address & -PAGE
+        key = (page, s.cr3, s.cr0, s.cr4, s.efer)
+        known = self._walks.get(key)
+        if known is None or not self._unchanged(known):
+            known = self._walk(page)
+            if len(self._walks) >= _WALKS:
+                self._walks.clear()
+            self._walks[key] = known
+        if page == address:
+            return known
+        gpa = None if known.gpa is None else known.gpa | address & PAGE - 1
+        return known._replace(va=address, gpa=gpa)
+
+    def _unchanged(self, known: Walk) -> bool:
+        if self.long:
+            read = self.machine.memory.read_u64
+            try:
+                for level in known.levels:
+                    if read(level.entry_gpa) != level.raw:
+                        return False
+            except MemoryAccessError:
+                return False
+            return bool(known.levels)
+        return False
+
+    def _walk(self, address: int) -> Walk:
         s = self.sregs
         return walk(
             self.machine.memory, address, cr0=s.cr0, cr3=s.cr3, cr4=s.cr4, efer=s.efer,

@@ -112,6 +112,13 @@ def _group15(insn: Instruction, reg: int) -> Entry | None:
     return None
 
 
+@lru_cache(maxsize=4096)
+def decoded(code: bytes, bits: int) -> tuple[Instruction, Entry | None]:
+    """The instruction that `code` begins with, and what completes it. Raises `Undecodable`."""
+    insn = Instruction(code, bits)
+    return insn, find(insn)
+
+
 @lru_cache(maxsize=1024)
 def name_of(raw: bytes, bits: int) -> str:
     """The mnemonic, by capstone; the bytes where it knows none."""

@@ -55,6 +55,10 @@ class Traps:
         self._armed: dict[int, dict[int, int]] = {}  # vCPU -> handler's address -> vector
         self._stepping: set[int] = set()
 
+    def armed(self, vcpu: Vcpu) -> bool:
+        """Whether the breakpoints are set; ticks see to it that they stay at the handlers."""
+        return vcpu.id in self._armed
+
     def visit(self, vcpu: Vcpu) -> None:
         """Sets the breakpoints where the guest's handlers are now. In the vCPU's own thread."""
         armed = self._armed.get(vcpu.id)
@@ -78,7 +82,7 @@ class Traps:
         sregs = vcpu.sregs._readable()
         if not sregs.efer & 1 << 10:
             return {}
-        cpu = Cpu(self._assist.machine, vcpu)
+        cpu = self._assist.cpu(vcpu)
         vectors = (_UD, _PF) if sregs.efer & EFER_SCE else (_UD,)
         found = {}
         for vector in vectors:
@@ -109,13 +113,13 @@ class Traps:
         vector = armed.get(vcpu.regs.rip)
         if vector is None:
             return False
-        cpu = Cpu(self._assist.machine, vcpu)
+        cpu = self._assist.cpu(vcpu)
         try:
             done = self._page_fault(cpu) if vector == _PF else self._undefined(cpu)
         except (Fault, Refused, PykvmError):
             done = False
         if not done:
-            self._go_on(Cpu(self._assist.machine, vcpu))
+            self._go_on(self._assist.cpu(vcpu))
         return True
 
     def _frame(self, cpu: Cpu, skip: int) -> Frame:

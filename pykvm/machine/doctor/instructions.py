@@ -52,8 +52,9 @@ def examine(kvm: Kvm, section: Section) -> None:
     remedy = ""
     if refused or by_kind[_WRONG]:
         remedy = (
-            "run code that needs them in ring 3, or on a host with VT-x or AMD-V; mask their CPUID "
-            "bits to keep a well-behaved kernel away from them"
+            'a Machine completes what is refused itself (its `assist`, on unless it is "off"), '
+            "more slowly; to avoid them, run such code in ring 3, mask their CPUID bits, or use a "
+            "host with VT-x or AMD-V"
         )
     section.add(
         "instructions_refused", "refused", not refused,
