@@ -90,10 +90,9 @@ class ResetControl(Device):
     the same reset here.
 
     The port is one byte inside the dword of PCI's CONFIG_ADDRESS (0xcf8), which takes 4-byte
-    accesses only (PCI Local Bus 3.0, 3.2.2.3.2). On `PioBus` the two live together when the host
-    bridge claims 0xcf8 in layer 0 with `any_width=True`, so that its accesses stay whole, and this
-    device claims 0xcf9 in a layer above (`pio.add("reset-control", 0xcf9, 1, device.read,
-    device.write, max_access=1, layer=1, device=device)`).
+    accesses only (PCI Local Bus 3.0, 3.2.2.3.2). A board with PCI gives this device to its
+    `PciHost`, which claims 0xcf8-0xcff and hands byte accesses to 0xcf9 on; one without puts it
+    on the bus by `ranges()`.
     """
 
     name = "reset-control"
