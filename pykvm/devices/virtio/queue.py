@@ -106,14 +106,15 @@ class VirtQueue:
         """
         if not self.ready:
             return None
+        memory = self._memory
         try:
-            index = self._memory.read_u16(self.driver + 2)
+            index = memory.read_u16(self.driver + 2)
             if index == self.next_avail:
                 if not self.event_idx:
                     return None
                 # Ask for a kick at the next one; then look again, it may have come meanwhile.
-                self._memory.write_u16(self.device + 4 + 8 * self.size, self.next_avail)
-                index = self._memory.read_u16(self.driver + 2)
+                memory.write_u16(self.device + 4 + 8 * self.size, self.next_avail)
+                index = memory.read_u16(self.driver + 2)
                 if index == self.next_avail:
                     return None
             waiting = index - self.next_avail & 0xFFFF
@@ -122,7 +123,7 @@ class VirtQueue:
                     f"queue {self.index}: {waiting} entries are available in a ring of {self.size}"
                 )
             slot = self.next_avail % self.size
-            head = self._memory.read_u16(self.driver + 4 + 2 * slot)
+            head = memory.read_u16(self.driver + 4 + 2 * slot)
             if head >= self.size:
                 raise QueueError(
                     f"queue {self.index}: available entry {head} of a table of {self.size}"
@@ -136,10 +137,11 @@ class VirtQueue:
     def push(self, chain: Chain, written: int) -> None:
         """Give a request back; `written` bytes of its writable part were written."""
         slot = self.next_used % self.size
+        memory = self._memory
         try:
-            self._memory.write_u64(self.device + 4 + 8 * slot, written << 32 | chain.head)
+            memory.write_u64(self.device + 4 + 8 * slot, written << 32 | chain.head)
             self.next_used = self.next_used + 1 & 0xFFFF
-            self._memory.write_u16(self.device + 2, self.next_used)
+            memory.write_u16(self.device + 2, self.next_used)
         except MemoryAccessError as error:
             raise QueueError(f"queue {self.index}: {error}") from None
 
@@ -149,10 +151,11 @@ class VirtQueue:
         if old == new:
             return False
         self._notified = new
+        memory = self._memory
         try:
             if not self.event_idx:
-                return not self._memory.read_u16(self.driver) & AVAIL_NO_INTERRUPT
-            event = self._memory.read_u16(self.driver + 4 + 2 * self.size)
+                return not memory.read_u16(self.driver) & AVAIL_NO_INTERRUPT
+            event = memory.read_u16(self.driver + 4 + 2 * self.size)
         except MemoryAccessError as error:
             raise QueueError(f"queue {self.index}: {error}") from None
         return (new - event - 1 & 0xFFFF) < (new - old & 0xFFFF)
