@@ -49,22 +49,21 @@ def compression_of(data: memoryview) -> str | None:
     return None
 
 
-def unpack(name: str, data: memoryview, kind: str, limit: int = MAX_OUTPUT) -> bytes:
+def unpack(name: str, data: memoryview, kind: str, limit: int = MAX_OUTPUT) -> bytearray:
     """All of the compressed stream at the start of `data`, at most `limit` bytes of it.
 
     `kind` is what `compression_of` said; `name` is the image's in messages. Raises `ImageError`
     for damaged data and for data that unpacks to more.
     """
-    pieces, total = [], 0
+    out = bytearray()  # grows in place: joining pieces would need the memory twice
     try:
         for piece in _READERS[kind](data, limit):
-            total += len(piece)
-            if total > limit:
+            if len(out) + len(piece) > limit:
                 raise ImageError(
                     f"{name}: its {kind} data unpacks to more than {human_size(limit)}, which no "
                     "kernel does: give a kernel image"
                 )
-            pieces.append(piece)
+            out += piece
     except ImageError:
         raise
     except (MemoryError, OverflowError):
@@ -79,7 +78,7 @@ def unpack(name: str, data: memoryview, kind: str, limit: int = MAX_OUTPUT) -> b
         raise ImageError(
             f"{name}: its {kind} data is damaged ({reason}): copy the file again"
         ) from None
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return out
 
 
 class _TruncatedError(Exception):
