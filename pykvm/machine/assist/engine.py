@@ -156,9 +156,9 @@ class Engine:
     def map(self, frames: Sequence[Frame | None]) -> None:
         """Puts frames behind the window, from its start; None and the rest: not present."""
         wanted = tuple(frames)
+        self.follow_memory()
         if wanted == self._mapped:
             return
-        self.follow_memory()
         entries = [frame.entry if frame is not None else 0 for frame in wanted]
         entries += [0] * (PAGES - len(entries))
         regs = self.vcpu.regs._writable()
