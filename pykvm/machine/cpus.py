@@ -42,6 +42,8 @@ class Cpus:
         )
         self._supported = supported
         self.table: CpuTable | None = None
+        self._vm: Vm | None = None
+        self._settled = False
         self.policy: MsrPolicy = policy_for(self.model.features)
         self.accesses: dict[tuple[int, bool], int] = {}
         """MSR accesses that KVM did not answer, by (number, whether a write)."""
@@ -58,11 +60,23 @@ class Cpus:
                 self.model, self._supported, self.topology, tsc_khz=_tsc_khz(vcpu)
             )
         vcpu.set_cpuid([CpuidEntry(*leaf) for leaf in self.table.leaves(vcpu.id)])
+        self._settle_policy(vcpu)
         with suppress(KvmError):  # kernels before 6.8 do not take the bit
             vcpu.set_msrs(initial_msrs(self.model.features, self.table.vendor))
 
+    def _settle_policy(self, vcpu: Vcpu) -> None:
+        """What the host announces whatever the model says must be there, MSRs and all."""
+        if self._settled or self._vm is None:
+            return
+        self._settled = True
+        shown = forced(self.model, vcpu.get_cpuid())
+        if shown:
+            self.policy = policy_for(self.model.features | shown)
+            self.set_policy(self._vm)
+
     def set_policy(self, vm: Vm) -> None:
         """MSR accesses that KVM has no answer for, or should not answer, come to user space."""
+        self._vm = vm
         try:
             vm.enable_msr_exits(invalid=False)
             vm.set_msr_filter([MsrFilterRange.of(numbers) for numbers in self.policy.denied])

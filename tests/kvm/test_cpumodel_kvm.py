@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from pykvm import Machine
 from pykvm.arch import cpuid, msrs
 from pykvm.arch.cpumodel import MODELS, CpuTable, forced, resolve, topology_for
-from pykvm.arch.cpumodel.msrpolicy import policy_for
+from pykvm.arch.cpumodel.msrpolicy import GROUPS, policy_for
 from pykvm.kvm import CpuidEntry, Kvm, MsrFilterRange, Vm
 from pykvm.machine.doctor.instructions import try_all
 from pykvm.machine.doctor.probe import DONE, Probe
@@ -121,3 +122,15 @@ def test_the_msr_policy_is_kvms_filter(kvm: Kvm) -> None:
             probe.prepare("long", b"\x0f\x32" + DONE, rcx=msrs.number(name))
             got = probe.go()
             assert (got.kind, got.vector) == (end, 13 if end == "vector" else None), name
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_what_a_vcpu_announces_has_its_msrs(spec: str) -> None:
+    """Also where the host announces more than the model: kernels believe CPUID."""
+    with Machine(cpus=2, cpu=spec) as machine:
+        assert machine.cpus is not None
+        for vcpu in machine.vcpus:
+            shown = cpuid.features(vcpu.get_cpuid())
+            for group in GROUPS:
+                if group.features & shown:
+                    assert not group.numbers & machine.cpus.policy.hidden.keys(), group
