@@ -61,11 +61,13 @@ class Traps:
 
     def visit(self, vcpu: Vcpu) -> None:
         """Sets the breakpoints where the guest's handlers are now. In the vCPU's own thread."""
-        armed = self._armed.get(vcpu.id)
-        if vcpu.id in self._stepping or (armed is None and vcpu.guest_debug.control):
+        if vcpu.id in self._stepping:
+            return
+        armed = self._ours(vcpu)
+        if not armed and vcpu.guest_debug.control:
             return  # a debugger has them
         wanted = self._handlers(vcpu)
-        if wanted == (armed or {}):
+        if wanted == armed:
             return
         try:
             vcpu.set_guest_debug(
@@ -77,6 +79,14 @@ class Traps:
             self._armed[vcpu.id] = wanted
         else:
             self._armed.pop(vcpu.id, None)
+
+    def _ours(self, vcpu: Vcpu) -> dict[int, int]:
+        """The breakpoints that are set, unless a debugger has put its own in their place."""
+        armed = self._armed.get(vcpu.id, {})
+        if armed and [b.address for b in vcpu.guest_debug.breakpoints] != list(armed):
+            del self._armed[vcpu.id]
+            return {}
+        return armed
 
     def _handlers(self, vcpu: Vcpu) -> dict[int, int]:
         sregs = vcpu.sregs._readable()
@@ -105,9 +115,10 @@ class Traps:
         """A debug exit: True if it was ours, and the guest may go on."""
         if vcpu.id in self._stepping:
             self._stepping.discard(vcpu.id)
-            self._set(vcpu)
-            return True
-        armed = self._armed.get(vcpu.id)
+            if vcpu.guest_debug.singlestep and not vcpu.guest_debug.breakpoints:
+                self._set(vcpu)
+                return True
+        armed = self._ours(vcpu)
         if not armed:
             return False
         vector = armed.get(vcpu.regs.rip)
