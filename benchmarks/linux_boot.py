@@ -36,7 +36,7 @@ from benchmarks.harness.stats import spread  # noqa: E402
 # A point is reached when its text comes over the serial port.
 POINTS = {
     "first line": rb"Linux version",
-    "before int3": rb"Mountpoint-cache hash table",
+    "before int3": rb"x86/fpu: (x87 FPU|Enabled)",
     "init": rb"init: started",
     "power-off": rb"reboot: (Power down|System halted|machine restart)",
 }
@@ -70,16 +70,17 @@ class QemuStats:
         """Takes the counters again; the last answer before the end counts."""
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
             if self._end is None:
-                self._end = socket.socket(socket.AF_UNIX)
-                self._end.settimeout(0.5)
-                self._end.connect(str(self._path))
+                end = socket.socket(socket.AF_UNIX)
+                end.settimeout(0.5)
+                end.connect(str(self._path))
+                self._end = end
                 self._ask({"execute": "qmp_capabilities"})
             answer = self._ask({"execute": "query-stats", "arguments": {"target": "vcpu"}})
             totals: dict[str, int] = {}
             for vcpu in answer["return"]:
                 for row in vcpu["stats"]:
                     name, value = row["name"], row["value"]
-                    if isinstance(value, int) and name.endswith("exits"):
+                    if isinstance(value, int) and name.endswith(("exits", "insn_emulation")):
                         totals[name] = totals.get(name, 0) + value
             self.last = {name: n for name, n in totals.items() if n}
 
@@ -139,9 +140,8 @@ def run(command: list[str], limit: float, stats: QemuStats | None, errors: pathl
     if stats is not None:
         result.exits = stats.last
     else:
-        result.exits = {
-            name: int(n) for n, name in re.findall(r"^\s*(\d+)\s+(KVM_EXIT_\w+)", text, re.M)
-        }
+        rows = re.findall(r"^\s*(KVM_EXIT_\w+)\s+([\d,]+)", text, re.M)
+        result.exits = {name: int(n.replace(",", "")) for name, n in rows}
     complaint = re.search(rf"({QUIET_EXIT.decode()}).*", text)
     result.ending = complaint.group(0) if complaint else f"status {process.returncode}"
     return result
