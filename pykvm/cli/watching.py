@@ -104,7 +104,7 @@ def watched(options: Namespace, machine: Machine) -> Iterator[None]:
 
 
 def _say(report: Any) -> None:
-    print(f"pykvm: {report.text()}", file=sys.stderr, flush=True)
+    print(report.text(), file=sys.stderr, flush=True)
 
 
 class Listener:
