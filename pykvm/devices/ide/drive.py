@@ -7,6 +7,7 @@ register (`PIO_IN`, `PIO_OUT`), or all of it by bus-master DMA. Source: ATA/ATAP
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 from pykvm.devices.base import Device
@@ -128,6 +129,7 @@ class Drive(Device):
         except (OSError, PykvmError):
             self.fail(UNC)
 
+    @abstractmethod
     def execute(self, command: int) -> None:
         """The command itself; each kind of drive has its own."""
         raise NotImplementedError
