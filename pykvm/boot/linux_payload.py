@@ -50,6 +50,7 @@ def load_payload(
 ) -> LoadedImage:
     """A bzImage without its decompressor: the vmlinux in it, by the entry asked for."""
     name = source.name
+    source.check_unchanged()
     inner = Source(name, extract_vmlinux(header))
     elf = ElfImage(name, inner.data)
     wanted = environment.protocol

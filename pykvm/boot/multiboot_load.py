@@ -1,5 +1,8 @@
 """`load_multiboot`: a multiboot 1 kernel laid out and described; the pieces are in
-`pykvm.boot.multiboot`."""
+`pykvm.boot.multiboot`.
+
+The command line is passed on as it was given. Kernels that expect a program's name in front of it
+drop the first word (Xen does, except after GRUB 2)."""
 
 from __future__ import annotations
 
