@@ -159,6 +159,8 @@ def assemble(lines: list[str], folder: pathlib.Path, bits: int = 64) -> list[byt
 class Native:
     """This process as the real CPU."""
 
+    _mapped = False  # the fixed addresses belong to this process's `Native`s
+
     def __init__(self, folder: pathlib.Path, xcr0: int) -> None:
         source = folder / "oracle.s"
         source.write_text(ORACLE)
@@ -166,20 +168,27 @@ class Native:
         subprocess.run(["gcc", "-shared", "-nostdlib", "-o", library, source], check=True)
         self._call = ctypes.CDLL(str(library)).oracle
         self._call.argtypes = [ctypes.c_void_p]
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.mmap.restype = ctypes.c_void_p
-        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-        fixed = 0x100000 | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # MAP_FIXED_NOREPLACE
-        rights = mmap.PROT_READ | mmap.PROT_WRITE
-        for address, size, more in ((CODE, 4096, mmap.PROT_EXEC), (DATA, PAGES * 4096, 0)):
-            got = libc.mmap(address, size, rights | more, fixed, -1, 0)
-            assert got == address, f"{address:#x} is taken in this process"
+        if not Native._mapped:
+            self._map()
+            Native._mapped = True
         self._arena = ctypes.create_string_buffer(4 * AREA + 64)
         self._base = ctypes.addressof(self._arena) + 63 & ~63
         self._rfbm = xcr0 & COMPONENTS
         clean = bytearray(AREA)
         clean[0:2], clean[24:28] = b"\x7f\x03", b"\x80\x1f\x00\x00"
         ctypes.memmove(self._base + 3 * AREA, bytes(clean), AREA)
+
+    def _map(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        fixed = 0x100000 | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # MAP_FIXED_NOREPLACE
+            (0x10 if shared else 0x100000) | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )  # MAP_FIXED_NOREPLACE
+        rights = mmap.PROT_READ | mmap.PROT_WRITE
+        for address, size, more in ((CODE, 4096, mmap.PROT_EXEC), (DATA, PAGES * 4096, 0)):
+            got = libc.mmap(address, size, rights | more, fixed, -1, 0)
+            assert got == address, f"{address:#x} is taken in this process"
 
     def set_gs(self, base: int) -> None:
         """The GS base of this thread, which nothing else uses in 64-bit user space."""
