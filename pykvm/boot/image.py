@@ -54,7 +54,7 @@ class LoadedImage:
 
     It may be placed more than once (a reset loads it again).
 
-    - `name`: the image's name in messages; `format`: `flat`, `elf` or `multiboot`.
+    - `name`: the image's name in messages; `format`: one of `detect.FORMATS`.
     - `segments`: all that goes into memory besides the tables of `state`; disjoint pieces of RAM.
     - `entry`: first instruction: guest-physical (linear), or guest-virtual for an ELF entered by
       virtual address; `mode`: the mode the guest starts in.
