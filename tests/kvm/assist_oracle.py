@@ -183,8 +183,6 @@ class Native:
         libc.mmap.restype = ctypes.c_void_p
         libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         fixed = 0x100000 | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # MAP_FIXED_NOREPLACE
-            (0x10 if shared else 0x100000) | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        )  # MAP_FIXED_NOREPLACE
         rights = mmap.PROT_READ | mmap.PROT_WRITE
         for address, size, more in ((CODE, 4096, mmap.PROT_EXEC), (DATA, PAGES * 4096, 0)):
             got = libc.mmap(address, size, rights | more, fixed, -1, 0)
