@@ -94,7 +94,7 @@ def trace(options: Namespace) -> int:
             )
         )
         writer = make_writer(options.style, stream, machine, inline)
-        writer.begin(options.image)
+        writer.begin(options.image or options.firmware)
         tracer = Tracer(machine, _limited(writer, machine, options.limit))
         interrupt = Interrupt(machine.stop)
         try:

@@ -79,10 +79,12 @@ class Running(Attached):
                 timeout = max(0.0, deadline - time.monotonic())
 
     def _judge(self, outcome: Outcome, mark: int) -> Outcome:
-        from pykvm.machine.ending import judge
-
         output = b"" if self.standard is None else self.standard.captured.since(mark)
-        return judge(self.whole, outcome, output)
+        if outcome.reason in (StopReason.SHUTDOWN, StopReason.PANIC) or b"Kernel panic" in output:
+            from pykvm.machine.ending import judge
+
+            return judge(self.whole, outcome, output)
+        return outcome
 
     def _run_vcpus(self, timeout: float | None) -> Outcome:
         from pykvm.machine import threads

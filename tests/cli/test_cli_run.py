@@ -214,7 +214,8 @@ def test_json_has_one_object_with_everything() -> None:
     told = json.loads(done.stdout)
     assert set(told) == {
         "image", "format", "mode", "entry", "reason", "detail", "value", "exit_code", "vcpu",
-        "elapsed", "serial", "debugcon", "exits", "unclaimed", "report", "board", "resets", "assist",
+        "elapsed", "serial", "debugcon", "exits", "unclaimed", "report", "board", "resets",
+        "assist",
     }  # fmt: skip
     assert told["serial"] == "Hello from 64-bit long mode\n"
     assert (told["reason"], told["exit_code"], told["mode"]) == ("halted", 0, "long")
