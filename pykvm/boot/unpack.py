@@ -14,7 +14,10 @@ from pykvm.boot.errors import ImageError, human_size
 from pykvm.typed import Any
 
 MAX_OUTPUT = 1 << 30
-"""No kernel unpacks to more bytes than this."""
+"""No kernel unpacks to more bytes than this, ..."""
+MAX_RATIO, SMALL_OUTPUT = 32, 64 << 20
+"""... nor to more than this many times its size, once it has more bytes than this: kernels shrink
+to between a half and a tenth."""
 
 _STEP = 1 << 20
 _LZ4_LEGACY_BLOCK = 8 << 20
@@ -49,12 +52,15 @@ def compression_of(data: memoryview) -> str | None:
     return None
 
 
-def unpack(name: str, data: memoryview, kind: str, limit: int = MAX_OUTPUT) -> bytearray:
-    """All of the compressed stream at the start of `data`, at most `limit` bytes of it.
+def unpack(name: str, data: memoryview, kind: str, limit: int | None = None) -> bytearray:
+    """All of the compressed stream at the start of `data`, at most `limit` bytes of it (by default
+    what a kernel may have).
 
     `kind` is what `compression_of` said; `name` is the image's in messages. Raises `ImageError`
     for damaged data and for data that unpacks to more.
     """
+    if limit is None:
+        limit = min(max(len(data) * MAX_RATIO, SMALL_OUTPUT), MAX_OUTPUT)
     out = bytearray()  # grows in place: joining pieces would need the memory twice
     try:
         for piece in _READERS[kind](data, limit):

@@ -25,7 +25,7 @@ def kind_of(data: bytes) -> str:
     return kind
 
 
-def unpacked(data: bytes, limit: int = 1 << 30) -> bytes:
+def unpacked(data: bytes, limit: int | None = None) -> bytes:
     return unpack("file", memoryview(data), kind_of(data), limit)
 
 
@@ -51,6 +51,14 @@ def test_output_is_bounded(kind: str) -> None:
     bomb = compressed(bytes(8 * M))[kind]
     with pytest.raises(ImageError, match="unpacks to more than 1 MiB"):
         unpacked(bomb, M)
+
+
+def test_the_usual_bound_grows_with_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pykvm.boot.unpack.SMALL_OUTPUT", 10000)
+    packed = gzip.compress(bytes(20000))
+    with pytest.raises(ImageError, match=r"unpacks to more than 9\.8 KiB"):
+        unpacked(packed)
+    assert len(unpacked(packed + bytes(1000))) == 20000
 
 
 @pytest.mark.parametrize("kind", KINDS)
