@@ -80,7 +80,9 @@ def cdrom(text: str) -> DiskOption:
 def add_kernel_options(parser: Parser) -> None:
     """Kernels and firmware."""
     group = parser.add_argument_group("kernels and firmware")
-    group.add_argument("--kernel", metavar="FILE", help="the same as IMAGE")
+    group.add_argument(
+        "--kernel", metavar="FILE", help="the same as IMAGE; with --firmware, what it starts first"
+    )
     group.add_argument(
         "--initrd", metavar="FILE", help="the initial RAM disk of a Linux kernel, or a module"
     )
@@ -127,7 +129,7 @@ def add_disk_options(parser: Parser) -> None:
 
 def check(options: Namespace) -> None:
     """Options that contradict each other. Raises `UsageError`."""
-    if options.kernel is not None:
+    if options.kernel is not None and options.firmware is None:
         if options.image is not None:
             raise UsageError("give IMAGE or --kernel, not both")
         options.image = options.kernel

@@ -223,7 +223,14 @@ def make_machine(
         if options.disk or options.cdrom:
             add_disks(machine, options)
         if options.firmware is not None:
-            machine.load(options.firmware, format="firmware", boot_menu=options.boot_menu)
+            machine.load(
+                options.firmware,
+                format="firmware",
+                boot_menu=options.boot_menu,
+                kernel=options.kernel,
+                initrd=options.initrd,
+                cmdline=options.cmdline,
+            )
         else:
             machine.load(
                 options.image,

@@ -47,6 +47,9 @@ def find_firmware(name: str) -> str:
     )
 
 
+LINUXBOOT = "/usr/share/qemu/linuxboot_dma.bin"
+
+
 class Roms:
     """The ROMs of a machine, as read-only memory slots."""
 
@@ -90,13 +93,47 @@ def fill_fw_cfg(machine: Machine, options: dict[str, Any]) -> None:
         add_acpi(machine)
     for name, data in describe.smbios_tables(machine).fw_cfg_files.items():
         fw.add_file(name, data)
-    items.add_boot_order(fw, options.get("boot_order") or boot_order(board))
+    order = options.get("boot_order") or boot_order(board)
+    if options.get("kernel") is not None:
+        order = [*_add_kernel(machine, options), *order]
+    elif options.get("initrd") is not None or options.get("cmdline"):
+        raise MachineError(
+            "firmware takes an initrd and a command line only together with a kernel; give it one, "
+            "or leave them out"
+        )
+    items.add_boot_order(fw, order)
     if options.get("boot_menu"):
         items.add_boot_menu(fw, wait_ms=options.get("boot_menu_wait", 3000))
     else:
         items.add_boot_menu(fw, show=False)
     if options.get("serial_console", True):
         items.add_serial_console(fw, layout.COM1)
+
+
+def _add_kernel(machine: Machine, options: dict[str, Any]) -> list[str]:
+    """A Linux kernel in fw_cfg: OVMF starts it itself, SeaBIOS by an option ROM of QEMU's."""
+    from pykvm.boot.source import open_source
+
+    fw = pc_board(machine).fw_cfg
+    initrd = options.get("initrd")
+    items.add_linux(
+        fw,
+        bytes(open_source(options["kernel"]).data),
+        cmdline=options.get("cmdline", ""),
+        initrd=b"" if initrd is None else open_source(initrd, "initrd").data,
+        ram_below_4g=layout.low_ram(machine.memory_size, pc=True),
+    )
+    if options.get("seabios"):
+        try:
+            with open(LINUXBOOT, "rb") as file:
+                fw.add_file(f"genroms/{os.path.basename(LINUXBOOT)}", file.read())
+        except OSError as error:
+            raise MachineError(
+                f"SeaBIOS starts a kernel with {LINUXBOOT}, which cannot be read "
+                f"({error.strerror}): install Debian's package qemu-system-data, or start the "
+                "kernel without firmware"
+            ) from None
+    return [f"/rom@genroms/{os.path.basename(LINUXBOOT)}"]
 
 
 def add_acpi(machine: Machine) -> None:

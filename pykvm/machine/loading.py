@@ -42,7 +42,7 @@ def flat_symbols(guest: GuestImage) -> SymbolTable:
 # Kinds of image that are not told about the machine; it prepares for the others.
 _PLAIN = {"flat", "elf"}
 _KERNEL_OPTIONS = ("initrd", "fast_boot", "protocol")
-_FIRMWARE_OPTIONS = ("boot_menu", "boot_order", "serial_console")
+_FIRMWARE_OPTIONS = ("boot_menu", "boot_order", "serial_console", "kernel")
 
 
 def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
@@ -68,7 +68,9 @@ def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
 
         machine.use_cpu_model()
         machine.board.prepare()
+        firmware["seabios"] = source != "ovmf"
         source = find_firmware(source) if isinstance(source, str) else source
+        firmware["cmdline"], firmware["initrd"] = options.pop("cmdline"), kernel["initrd"]
         fill_fw_cfg(machine, firmware)
         machine.board.tables = []
         machine.cmdline = ""

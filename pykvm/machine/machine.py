@@ -192,6 +192,7 @@ class Machine(Running):
         boot_menu: bool = False,
         boot_order: Sequence[str] | None = None,
         serial_console: bool = True,
+        kernel: str | os.PathLike[str] | bytes | None = None,
     ) -> LoadedImage:
         """Puts an image into guest memory and its entry state into vCPU 0.
 
@@ -203,8 +204,8 @@ class Machine(Running):
 
         Firmware (`load("seabios", format="firmware")`, or a path; pc board) finds the disks that
         were added; `boot_menu` makes it ask, `boot_order` are Open Firmware paths, best first,
-        `serial_console` lets SeaBIOS show its screen on COM1, too. Raises `ImageError`,
-        `MachineError`.
+        `serial_console` lets SeaBIOS show its screen on COM1, too; a Linux `kernel` (with `initrd`
+        and `cmdline`) is what it starts first. Raises `ImageError`, `MachineError`.
         """
         from pykvm.machine.loading import load_into
 
@@ -213,7 +214,7 @@ class Machine(Running):
             self, image, load=load, entry=entry, mode=mode, format=format,
             modules=tuple(modules), cmdline=cmdline, initrd=initrd, fast_boot=fast_boot,
             protocol=protocol, boot_menu=boot_menu, boot_order=boot_order,
-            serial_console=serial_console,
+            serial_console=serial_console, kernel=kernel,
         )  # fmt: skip
         self._status = Status.READY
         return self.image

@@ -250,3 +250,42 @@ def test_memory_above_4_gib() -> None:
         assert m.memory_size == 4 << 30
         assert m.memory.contains(layout.HIGH_RAM, 4096)
         assert not m.memory.contains(layout.FIRMWARE_ECAM, 1)
+
+
+ROM = b"\xf4" * 0xFFF0 + b"\xfa\xf4".ljust(16, b"\x90")  # 64 KiB that sleep at the reset vector
+
+
+def test_firmware_is_read_only_memory_and_finds_its_files() -> None:
+    with Machine("16M", board="pc", cpus=2) as m:
+        m.add_disk(bytes(1 << 20))
+        m.add_disk(bytes(1 << 20), interface="cdrom")
+        m.load(ROM, format="firmware", boot_menu=True)
+        assert m.run(timeout=10).reason is StopReason.HALTED
+        fw = m.board.fw_cfg  # type: ignore[attr-defined]
+        order = fw.contents("bootorder").rstrip(b"\0").decode().splitlines()
+        assert order == ["/pci@i0cf8/scsi@3/disk@0,0", "/pci@i0cf8/ide@1f,1/drive@1/disk@0"]
+        assert len(fw.contents("etc/e820")) % 20 == 0
+        assert b"FACP" in fw.contents("etc/acpi/tables")
+        assert fw.contents(0x05) == b"\x02\x00"  # CPUs
+        before = fw.contents("etc/acpi/tables")
+        m.board.host.place_ecam(layout.FIRMWARE_ECAM)  # type: ignore[attr-defined]
+        after = fw.contents("etc/acpi/tables")
+        assert before != after  # they follow
+        assert len(before) == len(after)
+        # Another image afterwards: no ROM is left, and configuration space is back.
+        m.load(HALT)
+        assert m.run(timeout=10).reason is StopReason.HALTED
+        assert m.vm.region_at(0xFFFF_FFF0) is None
+        assert m.board.ecam == (layout.ECAM, layout.ECAM_SIZE)
+
+
+def test_firmware_gets_a_kernel() -> None:
+    from kernel_images import bzimage
+
+    with Machine("64M", board="pc") as m:
+        with pytest.raises(MachineError, match="only together with a kernel"):
+            m.load(ROM, format="firmware", cmdline="quiet")
+        m.load(ROM, format="firmware", kernel=bzimage(), cmdline="quiet")
+        fw = m.board.fw_cfg  # type: ignore[attr-defined]
+        assert fw.contents(0x15) == b"quiet\0"
+        assert fw.contents("bootorder").startswith(b"/rom@genroms/")

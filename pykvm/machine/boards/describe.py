@@ -82,7 +82,7 @@ def _pins(machine: Machine) -> list[tuple[int, int]]:
 
 
 def _ecam(machine: Machine) -> acpi.Window:
-    place = machine.board.ecam
+    place = machine.board.ecam if machine.board.has_firmware else None
     return acpi.Window(*place) if place else acpi.Window(layout.ECAM, layout.ECAM_SIZE)
 
 
