@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
     from pykvm.machine.userchips import UserChips
     from pykvm.machine.vcpu_reset import ResetImage
+    from pykvm.machine.windows import InterruptWindows
 
 Irqchip = Literal["kernel", "split", "none"]
 HOOK_LAYER = 1  # handlers cover devices
@@ -80,6 +81,8 @@ class Attached:
     _roms: Roms | None = None
     _clock: MonotonicClock | None = None
     _screen: Screen | None = None
+    windows: InterruptWindows | None = None
+    """What lets interrupts into real-mode code while firmware runs."""
     chips: UserChips | None
     """PIC, IOAPIC and PIT, where they are not KVM's (irqchip="split")."""
     virtio_mmio: list[tuple[int, int]]

@@ -137,6 +137,8 @@ def _event(machine: Machine, vcpu: Vcpu, kind: int, high: int) -> Outcome | None
     if kind == _KICKED:
         if machine.chips is not None:
             machine.chips.inject(vcpu)
+        if machine.windows is not None:
+            machine.windows.at_kick(vcpu)
         return machine.control.at_kick(vcpu.id)
     if kind == _TIMEOUT:
         return Outcome(StopReason.TIMEOUT, vcpu.id)

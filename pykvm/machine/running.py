@@ -91,9 +91,12 @@ class Running(Attached):
 
         if timeout is not None and timeout == 0:
             return Outcome(StopReason.TIMEOUT, 0)
-        if len(self.vcpus) == 1:
-            return threads.run_here(self.whole, self.vcpus[0], timeout)
-        return threads.run_many(self.whole, timeout)
+        if self.board.has_firmware and self.irqchip == "kernel":
+            from pykvm.machine.windows import InterruptWindows
+
+            with InterruptWindows(self.whole) as self.windows:
+                return threads.run_all(self.whole, timeout)
+        return threads.run_all(self.whole, timeout)
 
     def _finish(
         self, outcome: Outcome, elapsed: float, marks: tuple[int, int], resets: int

@@ -22,6 +22,13 @@ def _watch(vcpu: Vcpu, timeout: float | None, halt_check: bool) -> None:
         raise KvmError("timer_create", -result)
 
 
+def run_all(machine: Machine, timeout: float | None) -> Outcome:
+    """All vCPUs, until the machine stops: a single one in this thread, several in their own."""
+    if len(machine.vcpus) == 1:
+        return run_here(machine, machine.vcpus[0], timeout)
+    return run_many(machine, timeout)
+
+
 def run_here(machine: Machine, vcpu: Vcpu, timeout: float | None) -> Outcome:
     """The only vCPU, in this thread. Ctrl-C surfaces as KeyboardInterrupt."""
     control = machine.control
