@@ -140,7 +140,7 @@ MAPS: list[Any] = [
 ]  # fmt: skip
 RESERVED: list[Any] = [
     (), (), (), [(0xE0000, 0x20000)], [(63 * M, M)], [(16 * M, 4096), (16 * M + 100, 9000)],
-    [(0xFEB00000, 0x1000)], [(0, 0x1000)],
+    [(0xFEB00000, 0x1000)], [(0, 0x1000)], [(0x1000, 0)], [((1 << 64) - 1, 9)],
 ]  # fmt: skip
 SCREENS = [None, None, VGA_TEXT, FramebufferInfo(0xC0000000, 1024, 768, 4096, 32)]
 PROTOCOLS = ["auto", "auto", "auto", "64", "32", "16", "pvh", "64", "x"]

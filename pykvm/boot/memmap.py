@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pykvm.arch.e820 import RAM, build_e820
+from pykvm.arch.errors import ArchError
 from pykvm.boot.environment import BootEnvironment
 from pykvm.boot.errors import ImageError, human_size, span
 from pykvm.boot.image import Segment
@@ -24,7 +25,11 @@ def memory_map(layout: Layout, environment: BootEnvironment) -> MemoryMap:
     """
     if not environment.e820:
         pieces = [(start, end - start) for start, end in layout.ram]
-        return [tuple(e) for e in build_e820(pieces, environment.reserved)]  # type: ignore[misc]
+        try:
+            made = build_e820(pieces, environment.reserved)
+        except ArchError as error:
+            raise ImageError(f"{layout.name}: {error}: correct the machine's memory") from None
+        return [(entry.base, entry.size, entry.type) for entry in made]
     entries = sorted((int(base), int(size), int(kind)) for base, size, kind in environment.e820)
     if len(entries) > MAX_ENTRIES:
         raise ImageError(
