@@ -249,6 +249,18 @@ def test_into_and_iret_in_protected_mode(kernel: Kernel) -> None:
     assert kernel.vcpu.regs.rip >= CODE_GPA
 
 
+@pytest.mark.parametrize("code", ["66c5f9efc1", "c4ff7800", "f00f58c1"])
+def test_encodings_that_no_cpu_has(kernel: Kernel, code: str) -> None:
+    """66 before VEX, an opcode map that does not exist, LOCK where there is none: #UD."""
+    kernel.machine.memory.write(CODE_GPA, bytes.fromhex(code))
+    state = long_state()
+    state.cr4 |= int(CR4.OSXSAVE)
+    state.apply(kernel.vcpu, kernel.machine.memory)
+    kernel.machine.run(timeout=5)
+    assert kernel.vector == 6
+    assert kernel.frame()[0] == CODE_GPA
+
+
 def test_single_step_trap_after_a_completed_instruction(kernel: Kernel) -> None:
     """TF: #DB behind the instruction, with DR6.BS."""
     state = long_state(regs={"rflags": 0x102})

@@ -119,12 +119,16 @@ class Assist:
             try:
                 return decoded(known, cpu.bits)
             except Undecodable as error:
+                if error.undefined:
+                    raise Fault(UD) from None
                 if not error.short:
                     raise
         code = cpu.fetch(MAX_LENGTH)
         try:
             return decoded(code, cpu.bits)
         except Undecodable as error:
+            if error.undefined:
+                raise Fault(UD) from None
             if error.short and len(code) >= MAX_LENGTH:
                 raise Fault(GP, 0) from None
             if error.short:  # the next page is missing: this raises its page fault

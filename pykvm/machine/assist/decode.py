@@ -10,10 +10,14 @@ MAX_LENGTH = 15
 
 
 class Undecodable(Exception):
-    """The bytes are no instruction that is known here; `short`: more bytes are needed."""
+    """The bytes are no instruction that is known here.
 
-    def __init__(self, why: str, *, short: bool = False) -> None:
+    `short`: more bytes are needed. `undefined`: to a CPU they are none either (#UD).
+    """
+
+    def __init__(self, why: str, *, short: bool = False, undefined: bool = False) -> None:
         super().__init__(why)
+        self.undefined = undefined
         self.short = short
 
 
@@ -151,7 +155,7 @@ class Instruction:
         self.encoding = EVEX if first == 0x62 else VEX
         self.extended = bytes(raw[at : at + size])
         if self.lock or self.rep or self.operand_prefix or self.rex:
-            raise Undecodable("a VEX prefix after LOCK, 66, F2, F3 or REX")
+            raise Undecodable("a VEX prefix after LOCK, 66, F2, F3 or REX", undefined=True)
         last = raw[at + size - 1] if first != 0x62 else raw[at + 2]
         self.prefix = (0, 0x66, 0xF3, 0xF2)[last & 3]
         if first == 0xC5:
@@ -252,7 +256,7 @@ def _shape(insn: Instruction) -> tuple[bool, int]:
         return True, 0
     if insn.map == 3:
         return True, 1
-    raise Undecodable(f"opcode map {insn.map} does not exist")
+    raise Undecodable(f"opcode map {insn.map} does not exist", undefined=True)
 
 
 def relocated(insn: Instruction, offset: int) -> bytes:
