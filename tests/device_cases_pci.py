@@ -136,7 +136,8 @@ def disk() -> VirtioBlk:
 
 def inner(outer: VirtioMmio | VirtioPci) -> object:
     """What only the driver's memory shows."""
-    return outer.device.status, [queue.state() for queue in outer.device.queues]
+    device = outer.device
+    return device.status, device.driver_features, [queue.state() for queue in device.queues]
 
 
 def mmio(*pairs: tuple[int, int]) -> list[Step]:
@@ -183,7 +184,7 @@ CASES: dict[type[Device], Case] = {
             "msix": lambda device, value: device.msix.send(value & 1),
             "table": set_table,
         },
-        places,
+        lambda device: (places(device), device.msix.pba_read(0, 8)),
         starts=[[], PLACED, [*PLACED, *MESSAGE], [*ON, *writes(MSIX + 3, b"\x80")]],
     ),
     PciTestDev: Case(
@@ -231,7 +232,7 @@ CASES: dict[type[Device], Case] = {
         lambda bench: VirtioMmio(disk(), rings(), bench.irq),
         0x140 // 4,
         {"grow": lambda outer, value: outer.device.resized()},
-        inner,
+        lambda outer: (inner(outer), outer._driver_sel),
         width=4,
         starts=[[], MMIO_START, [*MMIO_START, ("write", 0x50 // 4, 0)]],
     ),
@@ -242,7 +243,11 @@ CASES: dict[type[Device], Case] = {
             "kick": lambda outer, value: outer.device.kick(0),
             "grow": lambda outer, value: outer.device.resized(),
         },
-        lambda outer: (inner(outer), places(outer)),
+        lambda outer: (
+            inner(outer),
+            places(outer),
+            (outer._isr, outer._vectors[:], outer._selected[:]),
+        ),
         starts=[[], PCI_START, [*PCI_START, *PLACED, ("kick", 0, 0)]],
     ),
 }

@@ -417,3 +417,14 @@ def test_masks() -> None:
     assert space.get(0x40, 4) == 0x1234_0078
     space.write(0xFE, 4, 0xFFFF_FFFF)
     assert space.read(0xFE, 4) == 0xFFFF_0000
+
+
+def test_a_guest_that_moves_bars_about_cannot_fill_the_log(
+    board: Board, caplog: pytest.LogCaptureFixture
+) -> None:
+    board.bus.add(3, 0, device("bad", memory_bar("regs")))
+    board.ports.write(3, 0, COMMAND, 2, 2)
+    for page in range(1, 50):
+        board.ports.write(3, 0, BAR0, 4, page << 12)
+        board.ports.write(0, 0, 0x60, 4, 0x1000_0001 * (page & 1))
+    assert len(caplog.records) <= 20

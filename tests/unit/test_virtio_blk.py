@@ -423,3 +423,15 @@ def test_the_common_structure_in_any_width() -> None:
     assert raw[0x20:0x28] == bytes.fromhex("785634129a000000")
     transport.put(0x18, 4, 0xFFFF_FFFF)  # not the width of a register: nothing happens
     assert transport.get(0x18, 2) == 256
+
+
+def test_a_driver_that_breaks_the_device_for_ever_cannot_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = Bench("mmio", VirtioBlk(MemoryDisk(contents(8))))
+    for _ in range(50):
+        blk = driver(one)
+        blk.queue.add([(1 << 40, 16, True)])
+        blk.transport.kick(0)
+        assert blk.transport.status() == DONE | NEEDS_RESET
+    assert len(caplog.records) == 10

@@ -123,6 +123,7 @@ class Bar:
         self._wanted: int | None = None
         self._mapping: Mapping | None = None
         self._complained = False
+        self._log = Log()
 
     @property
     def flags(self) -> int:
@@ -177,7 +178,7 @@ class Bar:
         except PykvmError as error:  # the guest chose the place: not an error of ours
             if not self._complained:
                 self._complained = True
-                warn(f"{name}: a BAR at {address:#x} is not decoded: {error}")
+                self._log.warn(f"{name}: a BAR at {address:#x} is not decoded: {error}")
             return False
         self.address = address
         return True
@@ -188,3 +189,16 @@ def warn(text: str) -> None:
     import logging
 
     logging.getLogger("pykvm.devices.pci").warning("%s", text)
+
+
+class Log:
+    """The first ten lines about one thing: a guest must not fill the log."""
+
+    def __init__(self) -> None:
+        self._left = 10
+
+    def warn(self, text: str) -> None:
+        """One line, as `warn`."""
+        if self._left:
+            self._left -= 1
+            warn(text)

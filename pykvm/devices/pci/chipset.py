@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pykvm.devices.pci.bar import warn
+from pykvm.devices.pci.bar import Log
 from pykvm.devices.pci.config import PciError
 from pykvm.devices.pci.device import PciDevice
 from pykvm.devices.pci.host import PciHost
@@ -92,6 +92,7 @@ class Ich9Lpc(PciDevice):
         self.define(0xDC, 1, 0, writable=0x01)  # BIOS_CNTL
         self.define(_RCBA, 4, 0, writable=0xFFFF_C001)
         self._pm_place: int | None = -1
+        self._log = Log()
         self._apply()
 
     @property
@@ -119,7 +120,7 @@ class Ich9Lpc(PciDevice):
             try:
                 self._pm_moved(place)
             except PykvmError as error:
-                warn(f"{self.name}: the ACPI block is not decoded: {error}")
+                self._log.warn(f"{self.name}: the ACPI block is not decoded: {error}")
 
     def _decode(self) -> None:  # after reset and load
         super()._decode()

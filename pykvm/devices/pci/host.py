@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pykvm.bus import BusDevice
 from pykvm.devices.base import Device
-from pykvm.devices.pci.bar import Mapping, Registers, warn
+from pykvm.devices.pci.bar import Log, Mapping, Registers
 from pykvm.devices.pci.bus import PciBus
 from pykvm.devices.state import StateReader
 from pykvm.errors import PykvmError
@@ -39,6 +39,7 @@ class PciHost(Device):
         self._address = 0
         #: Accesses to the ECAM window, by offset from its start.
         self.ecam = Registers("pci-ecam", self.ecam_read, self.ecam_write, max_access=4)
+        self._log = Log()
         self._window: Mapping | None = None
         self._wanted: tuple[int, int] | None = None
         #: Where ECAM is decoded (guest-physical) and how many bytes of it; None where it is not.
@@ -93,7 +94,7 @@ class PciHost(Device):
         try:
             self._window = self.bus.mapper.map("mmio", *place, self.ecam)
         except PykvmError as error:
-            warn(f"ECAM is not decoded at {place[0]:#x}: {error}")
+            self._log.warn(f"ECAM is not decoded at {place[0]:#x}: {error}")
             return
         self.ecam_place = place
 

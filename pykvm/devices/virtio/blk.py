@@ -106,7 +106,8 @@ class VirtioBlk(VirtioDevice):
         except _Refused as refused:
             written, status = 0, refused.status
         except BlockError as error:
-            self._complain(error)
+            self.errors += 1
+            self.complain(f"{self.name}: {error}")
             written, status = 0, S_IOERR
         last[0][0] = status
         return written + 1
@@ -173,11 +174,3 @@ class VirtioBlk(VirtioDevice):
     def _need_sectors(self, length: int) -> None:
         if length == 0 or length % SECTOR:
             raise _Refused(S_IOERR)
-
-    def _complain(self, error: BlockError) -> None:
-        """In the log, as far as a guest that does nothing else cannot fill it."""
-        self.errors += 1
-        if self.errors <= 10:
-            import logging
-
-            logging.getLogger("pykvm.devices.virtio").warning("%s: %s", self.name, error)

@@ -49,6 +49,7 @@ class VirtioDevice:
         #: The last reason for DEVICE_NEEDS_RESET, "" if there was none since the last reset.
         self.broken = ""
         self._transport: Transport | None = None
+        self._complaints = 0
 
     # -- for subclasses ------------------------------------------------------------------------
 
@@ -85,12 +86,18 @@ class VirtioDevice:
         if self.broken:
             return
         self.broken = why
-        import logging
-
-        logging.getLogger("pykvm.devices.virtio").warning("%s needs a reset: %s", self.name, why)
+        self.complain(f"{self.name} needs a reset: {why}")
         self.status |= NEEDS_RESET
         if self.status & DRIVER_OK and self._transport is not None:
             self._transport.config_interrupt()
+
+    def complain(self, text: str) -> None:
+        """A line in the log; the first ten of a device, so that a guest cannot fill it."""
+        if self._complaints < 10:
+            self._complaints += 1
+            import logging
+
+            logging.getLogger("pykvm.devices.virtio").warning("%s", text)
 
     # -- for transports ------------------------------------------------------------------------
 
