@@ -303,11 +303,20 @@ xrstor64 [rbp]
 
 XSAVES_RBP, XRSTORS_RBP = bytes.fromhex("0fc76d00"), bytes.fromhex("0fc75d00")
 
+# The start of a case, and the name in /proc/cpuinfo of what it needs beyond SSE2.
 FEATURES = {
-    "movdiri": (7, "ecx", 27), "movdir64b": (7, "ecx", 28), "sha": (7, "ebx", 29),
-    "extrq": (0x80000001, "ecx", 6), "insertq": (0x80000001, "ecx", 6), "gf2p8": (7, "ecx", 8),
-    "adcx": (7, "ebx", 19), "adox": (7, "ebx", 19), "vfmadd": (1, "ecx", 12),
-    "vcvtph2ps": (1, "ecx", 29), "vpopcntq": (7, "ecx", 14), "vpclmulqdq ymm": (7, "ecx", 10),
+    "movdiri": "movdiri", "movdir64b": "movdir64b", "sha": "sha_ni", "extrq": "sse4a",
+    "insertq": "sse4a", "gf2p8": "gfni", "adcx": "adx", "adox": "adx", "vfmadd": "fma",
+    "vcvtph2ps": "f16c", "vpopcntq": "avx512_vpopcntdq", "vpclmulqdq ymm": "vpclmulqdq",
+    "aes": "aes", "pclmul": "pclmulqdq", "popcnt": "popcnt", "crc32": "sse4_2", "pcmpi": "sse4_2",
+    "pcmpe": "sse4_2", "bzhi": "bmi2", "mulx": "bmi2", "pdep": "bmi2", "pext ": "bmi2",
+    "rorx": "bmi2", "sarx": "bmi2", "shlx": "bmi2", "shrx": "bmi2", "andn": "bmi1", "bextr": "bmi1",
+    "bls": "bmi1", "vperm": "avx2", "vpaddq ymm": "avx2", "vpsllvd": "avx2", "vpmaskmovd": "avx2",
+    "vinserti128": "avx2", "vextracti128": "avx2", "vpshufb ymm": "avx2", "vpcompressd": "avx512f",
+    "cmpxchg16b": "cx16", "lock cmpxchg16b": "cx16", "lddqu": "pni", "haddps": "pni",
+    "pshufb": "ssse3", "palignr": "ssse3", "fisttp": "pni",
+    **dict.fromkeys(("movntdqa", "pextr", "pinsrd", "ptest", "phmin", "round", "dpps", "blendv"),
+                    "sse4_1"),
 }  # fmt: skip
 XCR0 = usable_xcr0()
 
@@ -321,18 +330,14 @@ def available(lines: list[str], wanted: int = 3) -> list[str]:
     """The cases that this CPU has."""
     if XCR0 & wanted != wanted:
         return []
-    table = _supported()
     flags = pathlib.Path("/proc/cpuinfo").read_text().split()
     kept = []
     for line in lines:
-        if line.startswith("xsave") and line.split()[0].removesuffix("64") not in flags:
+        need = next((f for start, f in FEATURES.items() if line.startswith(start)), "")
+        if line.startswith("xsave"):
+            need = line.split()[0].removesuffix("64")
+        if need and need not in flags:
             continue
-        need = next((f for name, f in FEATURES.items() if line.startswith(name)), None)
-        if need is not None:
-            leaf, register, bit = need
-            entry = table.get((leaf, 0))
-            if entry is None or not getattr(entry, register) >> bit & 1:
-                continue
         kept.append(line)
     return kept
 
