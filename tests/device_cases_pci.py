@@ -163,7 +163,7 @@ def window(offset: int, size: int, value: int) -> list[Step]:
 PCI_START = [
     *writes(WINDOW + 4, b"\x04"), *window(0x14, 1, 3), *window(8, 4, 1), *window(0x0C, 4, 1),
     *window(0x14, 1, 0x0B), *window(0x18, 2, 4), *window(0x28, 4, 64), *window(0x30, 4, 80),
-    *window(0x1C, 2, 1), *window(0x14, 1, 0x0F),
+    *window(0x10, 2, 1), *window(0x1A, 2, 0), *window(0x1C, 2, 1), *window(0x14, 1, 0x0F),
 ]  # fmt: skip
 
 
