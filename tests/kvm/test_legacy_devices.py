@@ -62,7 +62,7 @@ def test_legacy_devices(guest: pathlib.Path, irqchip: str) -> None:
         tests = _Typist(m, keyboard)
         m.add_ranges(tests, tests.ranges()[:2])
         m.load(guest)
-        result = m.run(timeout=20)
+        result = m.run(timeout=60)
         assert bytes(result.serial).decode().splitlines() == [
             "date 2031-2-3",
             "RAM 31744 KiB above 1 MiB",
@@ -82,5 +82,5 @@ def test_shipped_guests_on_our_own_chips(board: str, name: str) -> None:
     image = images.find(name)
     with Machine(irqchip="split", board=board, cpus=image.cpus) as m:
         m.load(name)
-        result = m.run(timeout=20)
+        result = m.run(timeout=60)
         assert result.serial.decode().strip() == image.expect.serial.strip()

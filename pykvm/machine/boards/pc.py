@@ -9,6 +9,7 @@ from pykvm.devices.debugcon import DebugCon
 from pykvm.devices.display import PciVga, Screen, Vga, legacy_ranges, read_vgabios
 from pykvm.devices.display.pci_vga import VgaRomError
 from pykvm.devices.pc import I8042, A20Gate, AcpiPm, Cmos, FwCfg, Port92, PvPanic, ResetControl
+from pykvm.devices.pc.pvpanic import PANICKED
 from pykvm.devices.pci import (
     BusMapper,
     Ich9Lpc,
@@ -112,6 +113,8 @@ class PcBoard(Microvm):
         machine.add_ranges(PvPanic(self._panicked))
 
     def _panicked(self, events: int) -> None:
+        if not events & PANICKED:
+            return  # a crash kernel takes over: the guest goes on
         self.machine.request_stop(StopReason.PANIC, detail="the guest told the pvpanic device")
 
     def _pci(self) -> None:
