@@ -102,10 +102,12 @@ class Nested:
             return True
         self._items = {item.nodeid: item for item in session.items}
         groups: dict[str, Group] = {}
-        for name in self._items:
-            groups.setdefault(name.partition("::")[0], Group()).append(name)
+        for name, item in self._items.items():
+            # A boot is long: each for itself, so that the VMs share them.
+            alone = item.get_closest_marker("boot") is not None
+            groups.setdefault(name if alone else name.partition("::")[0], Group()).append(name)
         # The long ones first, so that all VMs end at about the same time.
-        self._queue.extend(sorted(groups.values(), key=len, reverse=True))
+        self._queue.extend(sorted(groups.values(), key=self._weight, reverse=True))
         try:
             while self._queue or self._workers:
                 self._start_missing(session.config)
@@ -116,6 +118,10 @@ class Nested:
             for worker in self._workers[:]:
                 self._drop(worker)
         return True
+
+    def _weight(self, group: Group) -> int:
+        boots = self._items[group[0]].get_closest_marker("boot") is not None
+        return len(group) + 1000 * boots
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._restarts:
@@ -176,6 +182,9 @@ class Nested:
         words = f"{reason}; the end of its console:\n{worker.machine.last_words()}"
         self._drop(worker)
         self._restarts += 1
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(f"\n{worker.current or 'no test'}: {words}")
         if not worker.ready:
             self._starts_failed += 1
             if self._starts_failed >= 3:
