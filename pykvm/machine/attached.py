@@ -113,7 +113,9 @@ class Attached:
     def serial(self) -> Any:
         """COM1, a `Uart16550`. Raises `MachineError` on a machine without devices."""
         if self.standard is None:
-            raise MachineError("this machine was made with devices=False and has no serial port")
+            raise MachineError(
+                "this machine has no serial port: it is bare, or was made with devices=False"
+            )
         return self.standard.uart
 
     @property

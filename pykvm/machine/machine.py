@@ -91,6 +91,8 @@ class Machine(Running):
             raise MachineError(
                 f'{cpus} vCPUs need an interrupt controller to start; use irqchip="kernel"'
             )
+        if board == "pc" and not devices:
+            raise MachineError('a pc board without devices is none; use board="bare"')
         if unclaimed not in POLICIES:
             raise MachineError(
                 f"unclaimed={unclaimed!r} is not a policy; use ones, ignore, log or stop"

@@ -276,3 +276,41 @@ def test_the_kernels_own_way_to_reset_counts() -> None:
         with Machine("32M") as m:
             m.load(pvh_elf(code=code), cmdline=cmdline)
             assert m.run(timeout=10).reason is reason
+
+
+def test_a_bare_board_has_nothing() -> None:
+    with Machine("1M", board="bare") as m:
+        assert m.irqchip == "none"
+        assert not m.devices
+        with pytest.raises(MachineError, match="no serial port"):
+            m.serial  # noqa: B018
+        m.load(print16(b"x") + HALT)
+        result = m.run(timeout=10)
+        assert (result.reason, result.serial) == (StopReason.HALTED, b"")
+        assert m.unclaimed_counts == {("pio", 0x3F8): 1}
+    with pytest.raises(MachineError, match='use board="bare"'):
+        Machine("1M", board="pc", devices=False)
+
+
+@pytest.mark.parametrize("irqchip", ["kernel", "split", "none"])
+def test_machines_leave_nothing_behind(irqchip: str) -> None:
+    import gc
+    import os
+
+    def one() -> None:
+        with Machine("4M", board="pc", irqchip=irqchip) as m:
+            m.add_disk(bytes(1 << 20))
+            m.add_disk(bytes(1 << 20), interface="ide")
+            m.load(HALT)
+            m.run(timeout=10)
+            m.reset()
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    one()
+    before = held()
+    for _ in range(3):
+        one()
+    assert held() == before
