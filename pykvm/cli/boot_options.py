@@ -192,11 +192,12 @@ def kind_of(options: Namespace) -> str:
         return ""
 
 
-def memory_for(options: Namespace, board: str) -> Any:
-    """`--memory`, or what is usual for the board."""
+def memory_for(options: Namespace, board: str, guest: Any) -> Any:
+    """`--memory`, or what is usual for the board and the image."""
     if options.memory is not None:
         return options.memory
-    return _LARGE if board == "pc" else _SMALL
+    large = board == "pc" or (guest is None and kind_of(options) in _KERNELS)
+    return _LARGE if large else _SMALL
 
 
 def add_disks(machine: Machine, options: Namespace) -> None:

@@ -100,7 +100,7 @@ def add_machine_options(parser: Parser) -> None:
         "-m",
         type=memory,
         metavar="SIZE",
-        help="RAM (default 64M, on the pc board 256M)",
+        help="RAM (default 64M, for kernels and on the pc board 256M)",
     )
     group.add_argument(
         "--cpus",
@@ -205,7 +205,7 @@ def make_machine(
     cpus, topology = options.cpus or (guest.cpus if guest else 1, "")
     board = choose_board(options, guest)
     machine = Machine(
-        memory=memory_for(options, board),
+        memory=memory_for(options, board, guest),
         cpus=cpus,
         board=board,
         irqchip=options.irqchip or _irqchip(guest, cpus, board),

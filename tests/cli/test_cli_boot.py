@@ -134,3 +134,16 @@ def test_keys_in_braces() -> None:
     assert watching.parse_keys("ab{f12}c\\n") == [(False, "ab"), (True, "f12"), (False, "c\n")]
     with pytest.raises(UsageError):
         watching.parse_keys("\u20ac")
+
+
+@pytest.mark.kvm
+def test_kernels_get_the_pc_board_and_memory_for_it(tmp_path: pathlib.Path) -> None:
+    from kernel_images import bzimage
+
+    path = tmp_path / "bzImage"
+    path.write_bytes(bzimage())
+    for words, board in ([], "pc"), (["--machine", "microvm"], "microvm"):
+        done = pykvm("run", str(path), *words, "--json", "--append", "quiet", "--timeout", "20")
+        told = json.loads(done.stdout)
+        assert (told["board"], told["format"]) == (board, "bzimage")
+        assert told["reason"] == "halted"
