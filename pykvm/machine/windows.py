@@ -3,8 +3,9 @@
 Real-mode code that polls (GRUB's menu, option ROMs, DOS programs) opens its interrupt window for
 two instructions: `sti; nop; cli`. A KVM whose emulator runs many instructions at a stretch looks
 for interrupts at other moments only, and the keyboard waits for minutes. Where an interrupt of the
-in-kernel PIC has waited for some tenths of a second while the CPU is in real mode, that CPU is
-single-stepped for a while: every instruction is then a moment at which KVM looks.
+in-kernel PIC has waited for a tenth of a second while the CPU is in real mode, that CPU is
+single-stepped for a while: every instruction is then a moment at which KVM looks. On a board with
+a keyboard that is done for typed keys only: nobody waits for the timer.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PERIOD = 0.05  # seconds between two looks at the PIC
 MOST_STEPS = 4000  # instructions stepped through at a time: some 60 ms
 _DEBUG_EXIT = 4  # KVM_EXIT_DEBUG
 _PROTECTED = 1  # CR0.PE
+_KEYBOARD = 1 << 1  # IRQ 1
 
 
 class InterruptWindows:
@@ -40,6 +42,8 @@ class InterruptWindows:
         self._thread: threading.Thread | None = None
         self._wanted = False
         self._left = 0
+        self._keyboard = getattr(machine.board, "keyboard", None)
+        self._cared_for = 0xFF if self._keyboard is None else 0
         self.steps = 0
 
     def __enter__(self) -> Self:
@@ -68,7 +72,9 @@ class InterruptWindows:
             except (KvmError, ClosedError):
                 return
             assert isinstance(pic, PicState)
-            waiting = pic.irr & ~pic.imr & 0xFF
+            if self._keyboard is not None and self._keyboard.typed_left:
+                self._cared_for = _KEYBOARD
+            waiting = pic.irr & ~pic.imr & self._cared_for
             if waiting & before:
                 self._wanted = True
                 self._vcpu.kick()
