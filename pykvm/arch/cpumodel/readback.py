@@ -28,11 +28,14 @@ _LINUX_WORDS = {
 }  # fmt: skip
 
 
+_ALONE = frozenset({"fsrm", "ssse3", "sse4a"})  # cpuid_deps[] lacks what these depend on
+
+
 def linux_parameters(hide: Iterable[str]) -> str:
     """A kernel parameter that makes Linux (5.10 and newer) ignore features, or "".
 
-    Linux takes away what depends on a feature itself, so that only the roots are named; but FSRM
-    without ERMS it takes for possible, and its memmove then copies without a limit.
+    Linux takes away what depends on a feature itself, so that only the roots are named, and what
+    Linux thinks can stand alone: FSRM without ERMS makes its memmove copy without a limit.
     """
     wanted = frozenset(hide)
     known = cpuid.known_features()
@@ -41,6 +44,6 @@ def linux_parameters(hide: Iterable[str]) -> str:
     for name in wanted:
         place = known[name]
         word = _LINUX_WORDS.get((place.function, place.subleaf, place.register))
-        if word is not None and (name == "fsrm" or name in without_orphans(left | {name})):
+        if word is not None and (name in _ALONE or name in without_orphans(left | {name})):
             numbers.append(32 * word + place.bit)
     return "clearcpuid=" + ",".join(map(str, sorted(numbers))) if numbers else ""

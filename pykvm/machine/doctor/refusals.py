@@ -24,6 +24,9 @@ _SENTINELS = ("pxor", "fld", "int n")
 # What 64-bit code cannot do without: not announcing it would help nobody.
 _ALWAYS_THERE = frozenset({"", "fpu", "mmx", "sse", "sse2", "fxsr", "clflush"})
 _DECODED_STRINGS = frozenset({"erms", "fsrm"})
+# Their instructions are refused in ring 0 as SSE2's are, but kernels can do without these, and take
+# them for ciphers and random numbers if they see them.
+_VECTORS = frozenset({"sse3", "ssse3", "sse4_1", "sse4_2", "sse4a", "sha_ni", "gfni"})
 _CR4_FEATURES = {
     "fsgsbase": CR4.FSGSBASE, "pcid": CR4.PCIDE, "smep": CR4.SMEP, "smap": CR4.SMAP,
     "umip": CR4.UMIP, "pku": CR4.PKE, "la57": CR4.LA57,
@@ -51,7 +54,7 @@ def find(kvm: Kvm) -> frozenset[str]:
         trials = {trial.name: trial for trial in TRIALS}
         if all(_completes(probe, trials[name], 0) for name in _SENTINELS):
             return frozenset(refused)
-        refused |= _DECODED_STRINGS & announced
+        refused |= (_DECODED_STRINGS | _VECTORS) & announced
         enabled = sum(
             int(bit)
             for name, bit in (("xsave", CR4.OSXSAVE), ("fsgsbase", CR4.FSGSBASE), ("pku", CR4.PKE))
