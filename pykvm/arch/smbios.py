@@ -51,6 +51,7 @@ class SmbiosConfig:
     bios_vendor: str = "pykvm"
     bios_version: str = "1.0"
     bios_date: str = "01/01/2026"
+    """Month, day, year. From 2023 on Linux trusts the PCI windows that ACPI tells of."""
 
 
 @dataclass(frozen=True, slots=True)
