@@ -24,7 +24,7 @@ linux: setup
 	$(PY) guests/linux/assets.py
 
 test-boot: linux
-	$(PY) -m pytest -q --timeout 600 -m "boot and not (nested or slow)"
+	$(PY) -m pytest -q --timeout 600 -m "boot and not (nested or slow)" tests/boot
 
 test-nested: linux
 	$(PY) tests/nested/run.py -q -m "not slow" @tests/nested/selection
@@ -33,7 +33,7 @@ test-nested-all: linux
 	$(PY) tests/nested/run.py -q -m "not slow" tests/kvm tests/boot tests/cli tests/property
 
 test-slow: linux
-	$(PY) -m pytest -q -s --timeout 0 -m "slow and not nested"
+	$(PY) -m pytest -q -s --timeout 0 -m "slow and not nested" tests/boot
 
 setup:
 	@.ci/setup
