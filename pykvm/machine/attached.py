@@ -81,8 +81,9 @@ class Attached:
     _roms: Roms | None = None
     _clock: MonotonicClock | None = None
     _screen: Screen | None = None
+    interrupt_windows = False
+    """Whether real-mode code that polls is stepped through for its interrupts (experimental)."""
     windows: InterruptWindows | None = None
-    """What lets interrupts into real-mode code while firmware runs."""
     chips: UserChips | None
     """PIC, IOAPIC and PIT, where they are not KVM's (irqchip="split")."""
     virtio_mmio: list[tuple[int, int]]

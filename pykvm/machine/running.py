@@ -91,7 +91,7 @@ class Running(Attached):
 
         if timeout is not None and timeout == 0:
             return Outcome(StopReason.TIMEOUT, 0)
-        if self.board.has_firmware and self.irqchip == "kernel":
+        if self.interrupt_windows and self.irqchip == "kernel":
             from pykvm.machine.windows import InterruptWindows
 
             with InterruptWindows(self.whole) as self.windows:

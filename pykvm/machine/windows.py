@@ -6,6 +6,9 @@ for interrupts at other moments only, and the keyboard waits for minutes. Where 
 in-kernel PIC has waited for a tenth of a second while the CPU is in real mode, that CPU is
 single-stepped for a while: every instruction is then a moment at which KVM looks. On a board with
 a keyboard that is done for typed keys only: nobody waits for the timer.
+
+Experimental, and off unless `machine.interrupt_windows` is set: GRUB's change to protected mode
+once ended in a triple fault after it had been stepped through.
 """
 
 from __future__ import annotations

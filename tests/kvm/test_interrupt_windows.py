@@ -75,7 +75,7 @@ def test_a_window_of_two_instructions(tmp_path: pathlib.Path) -> None:
     subprocess.run([*command.split(), "guest.bin", "guest.S"], cwd=tmp_path, check=True)
     with Machine("16M") as machine:
         machine.load(tmp_path / "guest.bin", load=0x1000, entry=0x1000, mode="real")
-        machine.board.has_firmware = True  # real-mode code is at work
+        machine.interrupt_windows = True
         result = machine.run(timeout=60)
         assert result.reason == "debug-exit", result.report or result.reason
         assert result.value is not None
