@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache as once
 
 # The release whose kernels are built and booted.
 SUITE = "bookworm"
@@ -60,6 +61,7 @@ def need(tools: dict[str, str]) -> None:
         raise BuildError(f"something is missing; run:  apt-get install {' '.join(sorted(missing))}")
 
 
+@once
 def kernel_package(flavour: str) -> str:
     """The package that Debian's `linux-image-FLAVOUR` depends on: linux-image-6.1.0-37-amd64."""
     meta = f"linux-image-{flavour}"
@@ -111,6 +113,7 @@ def _outdated(suite: str, architecture: str) -> None:
     (cache() / "apt" / f"{suite}-{architecture}" / "updated").unlink(missing_ok=True)
 
 
+@once
 def version(package: str, suite: str = SUITE, architecture: str = "amd64") -> str:
     """The version of `package` in `suite`."""
     text = output_of(

@@ -128,7 +128,8 @@ class Nested:
             terminalreporter.write_line(f"nested machines replaced: {self._restarts}")
 
     def _start_missing(self, config: pytest.Config) -> None:
-        wanted = min(config.option.vms, len(self._workers) + len(self._queue))
+        busy = sum(1 for worker in self._workers if worker.group)
+        wanted = min(config.option.vms, busy + len(self._queue))
         while len(self._workers) < wanted:
             agent = [sys.executable, str(HERE / "agent.py")]
             worker = Worker(Machine(agent, cpus=config.option.vm_cpus))
