@@ -7,6 +7,7 @@ One line of JSON a message. To us: {"file": path, "tests": [node ids]} or {"stop
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from typing import Any
@@ -46,7 +47,7 @@ class Agent:
                 return True
             wanted = set(order["tests"])
             items = [i for i in session.perform_collect([order["file"]]) if i.nodeid in wanted]
-            for item, following in zip(items, [*items[1:], None], strict=True):
+            for item, following in itertools.zip_longest(items, items[1:]):
                 self._send(start=item.nodeid)
                 for report in runtestprotocol(item, log=False, nextitem=following):
                     data = item.config.hook.pytest_report_to_serializable(
@@ -57,7 +58,8 @@ class Agent:
 
 
 def main() -> int:
-    options = ["-p", "no:cacheprovider", f"--timeout={TEST_SECONDS}", "-q"]
+    # Which tests is decided outside: no markers, also not the configuration's.
+    options = ["-p", "no:cacheprovider", f"--timeout={TEST_SECONDS}", "-q", "-m", ""]
     return int(pytest.main(options, plugins=[Agent(sys.argv[1])]))
 
 
