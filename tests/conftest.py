@@ -8,6 +8,11 @@ import signal
 from functools import cache
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure: no test asserts a time.
+settings.register_profile("pykvm", deadline=None)
+settings.load_profile("pykvm")
 
 ROOT = pathlib.Path(__file__).resolve().parent
 NEEDS_KVM = {"kvm", "boot"}

@@ -262,9 +262,9 @@ class I8042(Device):
             self._type_next()
             while self.keyboard.queue and not self._full:
                 self._from_keyboard(self.keyboard.take(), mode)
-        if not mode & AUX_OFF:
-            self.mouse.send_movement()
-            if self.mouse.queue and not self._full:
+        if not mode & AUX_OFF and not self._full:
+            self.mouse.send_movement()  # only now: until then movement adds up to one packet
+            if self.mouse.queue:
                 self._put(self.mouse.take(), MOUSE)
         self._drive()
 
