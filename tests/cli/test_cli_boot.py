@@ -7,11 +7,11 @@ import pathlib
 
 import pytest
 from cli_command import error_line, pykvm
+from firmware_images import seabios
 
 from pykvm.cli import boot_options, watching
 from pykvm.cli.common import UsageError
 
-SEABIOS = pathlib.Path("/usr/share/seabios/bios-256k.bin")
 HALT16 = b"\xfa\xf4"
 RESET = b"\xba\xf9\x0c\xb0\x06\xee\xeb\xfe"
 
@@ -78,8 +78,8 @@ def test_silence_is_reported(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.kvm
-@pytest.mark.skipif(not SEABIOS.exists(), reason="needs Debian's package seabios")
 def test_firmware_needs_no_image(tmp_path: pathlib.Path) -> None:
+    seabios()
     disk = tmp_path / "disk.img"
     # A boot sector that prints a letter and ends the machine through the debug-exit port.
     sector = b"\xba\xf8\x03\xb0!\xee\xb0\x05\xe6\xf4\xeb\xfe"
@@ -119,6 +119,8 @@ def test_firmware_needs_no_image(tmp_path: pathlib.Path) -> None:
 )
 @pytest.mark.kvm
 def test_one_line(arguments: list[str], words: str) -> None:
+    if "seabios" in arguments:
+        seabios()
     assert words in error_line(pykvm(*arguments))
 
 

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+from debian_tools import need_file
 
 from pykvm import Machine, RunResult, Status, StopReason
 from pykvm.machine import MachineError
@@ -282,6 +283,7 @@ def test_firmware_is_read_only_memory_and_finds_its_files() -> None:
 def test_firmware_gets_a_kernel() -> None:
     from kernel_images import bzimage
 
+    need_file("/usr/share/qemu/linuxboot_dma.bin", package="qemu-system-data")
     with Machine("64M", board="pc") as m:
         with pytest.raises(MachineError, match="only together with a kernel"):
             m.load(ROM, format="firmware", cmdline="quiet")

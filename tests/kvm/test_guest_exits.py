@@ -69,7 +69,10 @@ def long_high() -> CpuState:
 
 
 def ring3() -> CpuState:
-    return presets.ring3_64(CODE, tables=TABLES, io_ports=range(0x400))
+    """Ports by the I/O bitmap and by IOPL 3: each is what one of the software CPUs honours."""
+    state = presets.ring3_64(CODE, tables=TABLES, io_ports=range(0x400))
+    state.regs["rflags"] |= 3 << 12
+    return state
 
 
 MODES: dict[str, tuple[Callable[[], CpuState], int]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pykvm.devices import ManualClock, RecordingIrqLine
@@ -71,6 +71,7 @@ class SlowCounter:
     looks=st.sets(st.integers(0, 150), max_size=30),
     gates=st.sets(st.integers(1, 150), max_size=4),
 )
+@example(mode=4, count=2, bcd=False, looks={2, 3, 9}, gates={2})
 def test_a_counter_against_one_that_counts(
     mode: int, count: int, bcd: bool, looks: set[int], gates: set[int]
 ) -> None:

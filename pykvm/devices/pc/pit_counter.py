@@ -67,6 +67,8 @@ class Counter:
                 return True
             high = self.count - 1 if self.mode == RATE else (self.count + 1) // 2
             return done % self.count < high
+        if self.paused is not None:  # GATE stops the count, but a strobe lasts one clock
+            return self.paused != self.count or now != self.start + self.count
         return done != self.count
 
     def value(self, now: int) -> int:
