@@ -3,7 +3,7 @@
 pytest collects and reports here, as ever; the tests themselves run inside VMs (`machine.py`) with a
 hardware KVM's semantics, one test file after another, and each report crosses over as it happens.
 A VM that shows no sign of life, or whose test takes far too long, is replaced and its remaining
-tests go on in a new one; a test that was running when its VM was lost twice has failed.
+tests go on in a new one; a test that was running when its VM was lost three times has failed.
 
     --vms N        so many at once (default 2), a software CPU each
     --vm-cpus N    CPUs of each (default 1)
@@ -32,7 +32,7 @@ from nested.machine import Machine  # noqa: E402
 START_LIMIT = 240
 BEAT_LIMIT = 60
 TEST_LIMIT = 420
-LOSSES = 2
+LOSSES = 3
 
 
 class Group(list[str]):
