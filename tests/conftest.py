@@ -31,8 +31,9 @@ def kvm_problem() -> str:
 
 
 def pytest_configure() -> None:
-    # A shell's background job inherits SIGINT as ignored; the tests of Ctrl-C mean the foreground.
+    # A shell's background job inherits SIGINT and SIGQUIT as ignored; the tests of Ctrl-C mean the foreground.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
