@@ -158,38 +158,49 @@ def commands(tier: str, work: pathlib.Path) -> dict[str, tuple[list[str], QemuSt
     memory = "64M" if tier == "own" else "256M"
     ours = [sys.executable, "-m", "pykvm", "run", str(kernel), "--initrd", str(initrd)]
     ours += ["--machine", "microvm", "--memory", memory, "--append", text, "--exits"]
-    ours += ["--no-acpi"] if tier == "own" else ["--fast-boot"]
+    if tier == "own":
+        ours.append("--no-acpi")
     monitor = work / "qmp"
     machine = "microvm,acpi=off,rtc=on" if tier == "own" else "microvm,rtc=on"
     theirs = ["qemu-system-x86_64", "-accel", "kvm", "-M", machine, "-cpu", QEMU_CPU[tier]]
     theirs += ["-m", memory, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     theirs += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", text]
     theirs += ["-serial", "stdio", "-qmp", f"unix:{monitor},server=on,wait=off"]
-    return {"pykvm": (ours, None), "QEMU": (theirs, QemuStats(monitor))}
+    found: dict[str, tuple[list[str], QemuStats | None]] = {
+        "pykvm": (ours, None),
+        "QEMU": (theirs, QemuStats(monitor)),
+    }
+    if tier == "stock":  # a compressed kernel, which QEMU cannot unpack on the host
+        found["pykvm --fast-boot"] = ([*ours, "--fast-boot"], None)
+    return found
 
 
 def show(runs: dict[str, list[Run]]) -> None:
-    """The table: medians of the rounds, and the ratio of the medians."""
-    print(f"{'':12} {'pykvm':>10} {'QEMU':>10} {'ratio':>7}")
-    for point in (*POINTS, "end"):
-        medians = []
-        for name in ("pykvm", "QEMU"):
-            values = [r.seconds[point] for r in runs[name] if point in r.seconds]
-            medians.append(spread(values).median if values else None)
-        cells = ["not reached" if m is None else f"{m:.2f} s" for m in medians]
-        ours, theirs = medians
-        ratio = f"{ours / theirs:.2f}" if ours is not None and theirs else "-"
-        print(f"{point:12} {cells[0]:>10} {cells[1]:>10} {ratio:>7}")
-    memory = {name: spread([float(r.memory) for r in runs[name]]).median for name in runs}
-    ours_mib, theirs_mib = memory["pykvm"] / 2**20, memory["QEMU"] / 2**20
-    print(
-        f"{'peak memory':12} {ours_mib:6.1f} MiB {theirs_mib:6.1f} MiB {ours_mib / theirs_mib:7.2f}"
-    )
+    """The table: medians of the rounds with their quartile distance, and ratios to QEMU's."""
+    print(f"{'':18}" + "".join(f"{point:>22}" for point in (*POINTS, "end", "peak memory")))
+    for name, found in runs.items():
+        cells = []
+        for point in (*POINTS, "end"):
+            values = [r.seconds[point] for r in found if point in r.seconds]
+            theirs = [r.seconds[point] for r in runs["QEMU"] if point in r.seconds]
+            cells.append(cell(values, theirs, " s"))
+        theirs = [r.memory / 2**20 for r in runs["QEMU"]]
+        cells.append(cell([r.memory / 2**20 for r in found], theirs, " MiB"))
+        print(f"{name:18}" + "".join(f"{text:>22}" for text in cells))
     for name, found in runs.items():
         last = found[-1]
         print(f"\n{name} ended with: {last.ending}; exits of the last round:")
         for reason, n in sorted(last.exits.items(), key=lambda row: -row[1]):
             print(f"  {n:9} {reason}")
+
+
+def cell(values: list[float], theirs: list[float], unit: str) -> str:
+    """`median ± quartile distance (ratio to QEMU's median)`."""
+    if not values:
+        return "not reached"
+    ours = spread(values)
+    ratio = f" ({ours.median / spread(theirs).median:.2f})" if theirs else ""
+    return f"{ours.median:.1f}±{ours.iqr:.1f}{unit}{ratio}"
 
 
 def main() -> int:
@@ -198,13 +209,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=300, help="seconds for one boot")
     arguments = parser.parse_args()
-    runs: dict[str, list[Run]] = {"pykvm": [], "QEMU": []}
+    runs: dict[str, list[Run]] = {}
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         for number in range(arguments.rounds):
             for name, (command, stats) in commands(arguments.tier, work).items():
                 done = run(command, arguments.limit, stats, work / "errors")
-                runs[name].append(done)
+                runs.setdefault(name, []).append(done)
                 times = ", ".join(f"{point} {s:.2f} s" for point, s in done.seconds.items())
                 print(f"round {number + 1}, {name}: {times}", file=sys.stderr)
     show(runs)

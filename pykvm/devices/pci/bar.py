@@ -53,6 +53,10 @@ class RamBlock:
             except BufferError:  # somebody else's view: the last one to go unmaps
                 pass
 
+    def __del__(self) -> None:  # one that nobody closed, as files do
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
+
 
 class Mapping(Protocol):
     """A range that a BAR occupies; `remove()` gives it back."""
