@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pykvm.devices.clock import MonotonicClock
     from pykvm.devices.display import Screen
     from pykvm.devices.pc import I8042, AcpiPm
+    from pykvm.devices.virtio import VirtioDevice, VirtioMmio, VirtioPci
     from pykvm.kvm.accounting import TraceRecord
     from pykvm.kvm.exits import Exit
     from pykvm.machine.assist import Assist
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
     from pykvm.machine.userchips import UserChips
     from pykvm.machine.vcpu_reset import ResetImage
+    from pykvm.machine.virtio import TransportKind
     from pykvm.machine.windows import InterruptWindows
 
 Irqchip = Literal["kernel", "split", "none"]
@@ -278,6 +280,22 @@ class Attached:
             self.whole, image, readonly=readonly, snapshot=snapshot, serial=serial,
             interface=interface,
         )  # fmt: skip
+
+    def add_virtio(
+        self,
+        device: VirtioDevice,
+        *,
+        transport: TransportKind = "auto",
+    ) -> VirtioMmio | VirtioPci:
+        """Puts a virtio device on the board; before `load()`, whose tables tell the kernel of it.
+
+        It is a PCI function on the pc board, and a virtio-mmio device on the microvm board; the
+        result is that transport. Raises `MachineError`.
+        """
+        from pykvm.machine.virtio import add_virtio
+
+        self._check_open()
+        return add_virtio(self.whole, device, transport=transport)
 
     @property
     def keyboard(self) -> I8042:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from pykvm.devices.block import BlockBackend, open_block
-from pykvm.machine.boards import layout
 from pykvm.machine.result import MachineError
 from pykvm.typed import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 Interface = Literal["virtio", "ide", "cdrom"]
 INTERFACES: tuple[Interface, ...] = ("virtio", "ide", "cdrom")
-MAX_MMIO_DISKS = 12  # as many GSIs as there are for them
 
 
 def add_disk(
@@ -58,23 +56,13 @@ def _open(image: Any, readonly: bool, snapshot: bool) -> BlockBackend:
 
 
 def _add_virtio(machine: Machine, backend: BlockBackend, serial: str) -> Any:
-    from pykvm.devices.virtio import VirtioBlk, VirtioMmio, VirtioPci
+    from pykvm.devices.virtio import VirtioBlk, VirtioPci
 
     disk = VirtioBlk(backend, serial)
-    if machine.board.name == "pc":
+    placed = machine.add_virtio(disk)
+    if isinstance(placed, VirtioPci):
         board: PcBoard = machine.board  # type: ignore[assignment]
-        slot = board.add_pci(VirtioPci(disk, machine.memory))
-        board.bootable.append(("virtio", slot, 0))
-        return disk
-    n = len(machine.virtio_mmio)
-    if n >= MAX_MMIO_DISKS:
-        raise MachineError(
-            f'the microvm board has room for {MAX_MMIO_DISKS} disks; use board="pc" for more'
-        )
-    gpa, gsi = layout.VIRTIO_MMIO + n * layout.VIRTIO_MMIO_SIZE, layout.virtio_mmio_gsi(n)
-    transport = VirtioMmio(disk, machine.memory, machine.wiring.line(gsi))
-    machine.add_device(transport, mmio=gpa, length=layout.VIRTIO_MMIO_SIZE)
-    machine.virtio_mmio.append((gpa, gsi))
+        board.bootable.append(("virtio", placed.slot, 0))
     return disk
 
 

@@ -27,8 +27,12 @@ _MULTIPLIER = 4
 _COMMON_SIZE = 0x3C
 _USED_BUFFER, _CONFIG_CHANGE = 1, 2
 _ONES = 0xFFFF_FFFF
-# PCI class by virtio device ID (what software shows); 0xff0000 is "unassigned".
-_CLASSES = {1: 0x020000, 2: 0x010000, 3: 0x078000, 8: 0x010000, 16: 0x038000, 18: 0x090000}
+# PCI class by virtio device ID (what software shows); drivers do not care.
+_CLASSES = {
+    1: 0x020000, 2: 0x010000, 3: 0x078000, 8: 0x010000, 16: 0x038000, 18: 0x098000, 19: 0x078000,
+    20: 0x108000, 25: 0x040100, 26: 0x018000,
+}  # fmt: skip
+_OTHER_CLASS = 0x00FF00
 # Registers of the common configuration structure: offset -> size (4.1.4.3). The queue addresses
 # are written by halves.
 _FIELDS = {
@@ -52,7 +56,7 @@ class VirtioPci(PciDevice):
         table = Registers(f"{device.name}-msix", self._msix_read, self._msix_write, max_access=8)
         bars[_MSIX_BAR] = Bar("mem32", msix_bar_size(vectors), table)
         super().__init__(
-            RED_HAT, 0x1040 + device.device_id, _CLASSES.get(device.device_id, 0xFF0000),
+            RED_HAT, 0x1040 + device.device_id, _CLASSES.get(device.device_id, _OTHER_CLASS),
             revision=1, subsystem=(RED_HAT, 0x1100), interrupt_pin=1, bars=bars,
             name=f"{device.name}-pci",
         )  # fmt: skip
