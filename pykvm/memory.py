@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
+from pykvm._native import ffi
 from pykvm.kvm.errors import ClosedError
 from pykvm.kvm.region import MemoryAccessError, MemoryRegion, RegionError
 from pykvm.memory_search import Span, find_next
@@ -131,6 +132,11 @@ class GuestMemory:
     def size(self) -> int:
         """Bytes of RAM, holes not counted."""
         return sum(end - base for base, end, _, _ in self._spans)
+
+    @property
+    def ram(self) -> list[tuple[int, int]]:
+        """Ordinary RAM as (gpa, bytes): what a memory map lists. Memory devices are not in it."""
+        return [(span[0], span[1] - span[0]) for span in self._spans if span[3].kind == "ram"]
 
     @property
     def end(self) -> int:
@@ -275,6 +281,27 @@ class GuestMemory:
             raise _misfit(gpa, byte, 8)
         for (_, _, _, region), offset, n in self._pieces(gpa, length):
             region.fill(offset, n, byte)
+
+    def discard(self, gpa: int, length: int) -> int:
+        """Give the whole pages in `[gpa, gpa + length)` back to the host; bytes given back.
+
+        They are zero from then on and cost nothing until touched again. Safe while vCPUs run.
+        Raises as `read`.
+        """
+        return sum(
+            region.discard(offset, n) for (_, _, _, region), offset, n in self._pieces(gpa, length)
+        )
+
+    def address_of(self, view: memoryview) -> int | None:
+        """The guest-physical address that a view of this memory begins at; None if it is another's.
+
+        For devices whose requests are about the memory of a buffer, not about what is in it.
+        """
+        host = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
+        for base, _, _, region in self._spans:
+            if 0 <= host - region.host_address < region.size:
+                return base + host - region.host_address
+        return None
 
     read_u8 = _reader("B", 8)
     read_u16 = _reader("H", 16)

@@ -66,6 +66,8 @@ class MemoryRegion:
     - `slot`, `flags`: the KVM memory slot and its KVM_MEM_* flags, kept for whoever registers it.
     - `guest_memfd`: the fd of KVM_CREATE_GUEST_MEMFD that goes with the region; the region owns it
       from then on and closes it.
+    - `kind`: "ram" is what memory maps list; "device" is a memory device's, which drivers add, and
+      "file" keeps its contents through resets, too (persistent memory).
 
     Raises `RegionError`. `close()` may be called while views exist: the region refuses further use
     at once, and the pages are unmapped when the last view is gone, never under one.
@@ -84,6 +86,7 @@ class MemoryRegion:
         "guest_memfd_offset",
         "host_address",
         "huge_pages",
+        "kind",
         "name",
         "offset",
         "private",
@@ -110,6 +113,7 @@ class MemoryRegion:
         guest_memfd: int | None = None,
         guest_memfd_offset: int = 0,
         name: str = "pykvm-ram",
+        kind: str = "ram",
     ) -> None:
         _check_place(gpa, size, huge_pages)
         self._gpa = gpa
@@ -122,6 +126,7 @@ class MemoryRegion:
         self.guest_memfd = guest_memfd
         self.guest_memfd_offset = guest_memfd_offset
         self.name = name
+        self.kind = kind
         if fd is None:
             self.fd = _make_memfd(name, size, huge_pages)
             if offset:
@@ -219,6 +224,25 @@ class MemoryRegion:
             if start < end:
                 with ffi.from_buffer(view[start:end]) as target:
                     lib.pykvm_memory_fill(target, end - start, byte)
+
+    def discard(self, offset: int, length: int) -> int:
+        """Give the whole pages in `[offset, offset + length)` back to the host; bytes given back.
+
+        They read as zeros from then on, to the guest (KVM unmaps them first), to devices and to
+        views, and come into being again when they are touched. Safe while vCPUs run. A private
+        region and a file system that cannot punch holes keep their pages: the result is 0.
+        """
+        self._live()
+        self._check(self._gpa + offset, length)
+        page = _HUGE_SIZES.get(self.huge_pages or "", PAGE_SIZE)
+        first, last = -(-offset // page) * page, (offset + length) // page * page
+        if first >= last or self.private:
+            return 0
+        try:
+            self._map.madvise(mmap.MADV_REMOVE, first, last - first)
+        except OSError:
+            return 0
+        return last - first
 
     def close(self) -> None:
         """Give up the file and, once no view is left, the mapping. Closing twice is harmless.

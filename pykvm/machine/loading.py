@@ -53,7 +53,7 @@ def load_into(machine: Machine, image: Any, **options: Any) -> boot.LoadedImage:
     if guest is not None:
         add_defaults(guest, options)
     source = image if guest is None else guest.path
-    ram = [(r.gpa, r.size) for r in machine.memory.regions]
+    ram = machine.memory.ram
     kernel = {key: options.pop(key) for key in _KERNEL_OPTIONS}
     firmware = {key: options.pop(key) for key in _FIRMWARE_OPTIONS}
     told = any(kernel[key] not in (None, False, "auto") for key in kernel)

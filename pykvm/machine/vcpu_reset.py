@@ -103,7 +103,8 @@ def reset_machine(machine: Machine) -> None:
     """As `reset_cpus`, with empty RAM and the image placed again."""
     reset_cpus(machine)
     for region in machine.memory.regions:
-        region.fill(0, region.size, 0)
+        if region.kind != "file":  # what is persistent stays
+            region.fill(0, region.size, 0)
     if machine.image is not None:
         from pykvm.machine.loading import place
 

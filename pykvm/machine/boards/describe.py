@@ -114,7 +114,7 @@ def tables(machine: Machine) -> tuple[list[Blob], int | None]:
 def smbios_tables(machine: Machine) -> smbios.SmbiosTables:
     """What DMI tells about the machine."""
     cpus = machine.cpus
-    ram = [(r.gpa, r.size) for r in machine.memory.regions]
+    ram = machine.memory.ram
     config = smbios.SmbiosConfig(memory=ram)
     if cpus is not None:
         signature, features = cpus.signature
@@ -148,7 +148,7 @@ def mp_table(machine: Machine) -> bytes:
 
 def memory_map(machine: Machine) -> list[E820Entry]:
     """The e820 map of the machine as a PC's firmware would give it."""
-    ram = [(r.gpa, r.size) for r in machine.memory.regions]
+    ram = machine.memory.ram
     reserved = [(layout.IDENTITY_MAP, 0x4000)]
     if machine.board.name == "pc":
         reserved.append((layout.ECAM, layout.ECAM_SIZE))
