@@ -1,12 +1,11 @@
-"""Options of `run` and `trace` that say what a machine boots from: kernels, disks, firmware, CPUs.
+"""Options of `run` and `trace` that say what a machine boots from: kernels, firmware, CPUs.
 
 What is made of them is imported only where they are used.
 """
 
 from __future__ import annotations
 
-import os
-
+from pykvm.cli import devices
 from pykvm.cli.common import Parser, UsageError, number, printable
 from pykvm.typed import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,54 +26,10 @@ class CpuCount(NamedTuple):
     topology: str
 
 
-class DiskOption(NamedTuple):
-    """One `--disk` or `--cdrom`."""
-
-    path: str
-    readonly: bool = False
-    snapshot: bool = False
-    serial: str = ""
-    interface: str = "virtio"
-
-
 def cpu_count(text: str) -> CpuCount:
     """`4` or `4,sockets=1,cores=2,threads=2`. For argparse's `type=`."""
     count, _, topology = text.partition(",")
     return CpuCount(number(count), topology)
-
-
-def disk(text: str) -> DiskOption:
-    """`FILE[,readonly][,snapshot][,serial=TEXT][,if=virtio|ide][,format=raw]`."""
-    from argparse import ArgumentTypeError
-
-    path, *words = text.split(",")
-    found: dict[str, Any] = {}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in ("readonly", "snapshot") and value in ("", "on", "off"):
-            found[key] = value != "off"
-        elif key == "serial" and value:
-            found[key] = value
-        elif key == "if" and value in ("virtio", "ide", "cdrom"):
-            found["interface"] = value
-        elif key == "format" and value == "raw":
-            continue
-        elif key == "format":
-            raise ArgumentTypeError(
-                f"disks of format {printable(value)} are not read yet; convert it: "
-                f"qemu-img convert -O raw {printable(path)} disk.img"
-            )
-        else:
-            raise ArgumentTypeError(
-                f"{printable(word)} is no property of a disk; use readonly, snapshot, serial=TEXT, "
-                "if=virtio, if=ide or format=raw"
-            )
-    return DiskOption(path, **found)
-
-
-def cdrom(text: str) -> DiskOption:
-    """`FILE`."""
-    return DiskOption(text, readonly=True, interface="cdrom")
 
 
 def add_kernel_options(parser: Parser) -> None:
@@ -110,23 +65,6 @@ def add_kernel_options(parser: Parser) -> None:
     )
 
 
-def add_disk_options(parser: Parser) -> None:
-    """Disks."""
-    group = parser.add_argument_group("disks")
-    group.add_argument(
-        "--disk",
-        action="append",
-        type=disk,
-        default=[],
-        metavar="FILE[,OPTION…]",
-        help="a raw image or block device; options: readonly, snapshot (writes are thrown away), "
-        "serial=TEXT, if=virtio (default) or if=ide; may be given several times",
-    )
-    group.add_argument(
-        "--cdrom", action="append", type=cdrom, default=[], metavar="FILE", help="a CD image (IDE)"
-    )
-
-
 def check(options: Namespace) -> None:
     """Options that contradict each other. Raises `UsageError`."""
     if options.kernel is not None and options.firmware is None:
@@ -151,9 +89,7 @@ def choose_board(options: Namespace, guest: Any) -> str:
     """`--machine`, or the board that the image wants: pc for Linux, kernels and firmware."""
     if options.machine is not None:
         return str(options.machine)
-    if options.firmware is not None or options.cdrom or wants_screen(options):
-        return "pc"
-    if any(d.interface != "virtio" for d in options.disk):
+    if options.firmware is not None or wants_screen(options) or devices.needs_pc(options):
         return "pc"
     if guest is not None:
         return "microvm"
@@ -198,17 +134,6 @@ def memory_for(options: Namespace, board: str, guest: Any) -> Any:
         return options.memory
     large = board == "pc" or (guest is None and kind_of(options) in _KERNELS)
     return _LARGE if large else _SMALL
-
-
-def add_disks(machine: Machine, options: Namespace) -> None:
-    """The disks, in the order of the command line, CDs last."""
-    for d in [*options.disk, *options.cdrom]:
-        if not os.path.exists(d.path):
-            raise UsageError(f"there is no disk image {printable(d.path)}; check the path")
-        machine.add_disk(
-            d.path, readonly=d.readonly, snapshot=d.snapshot, serial=d.serial,
-            interface=d.interface,
-        )  # fmt: skip
 
 
 def use_symbols(machine: Machine, options: Namespace) -> None:

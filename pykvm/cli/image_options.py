@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
+from pykvm.cli import devices
 from pykvm.cli.boot_options import (
     BOARDS,
-    add_disk_options,
-    add_disks,
     add_kernel_options,
     check,
     choose_board,
@@ -86,7 +85,7 @@ def add_image_options(parser: Parser, format_option: str = "--format") -> None:
 def add_machine_options(parser: Parser) -> None:
     """The machine, and when it ends."""
     add_kernel_options(parser)
-    add_disk_options(parser)
+    devices.add_options(parser)
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--machine",
@@ -220,8 +219,7 @@ def make_machine(
         topology=topology,
     )
     try:
-        if options.disk or options.cdrom:
-            add_disks(machine, options)
+        devices.apply(machine, options)
         if options.firmware is not None:
             machine.load(
                 options.firmware,

@@ -8,6 +8,7 @@ any gets their defaults; every other one, and `--help`, goes to argparse.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import SimpleNamespace
 
 from pykvm.errors import PykvmError
@@ -42,6 +43,7 @@ class Parser(Group):
         self.description = description
         self.examples = examples
         self.groups: list[Group] = []
+        self._later: list[tuple[int, dict[str, Any], Callable[[Parser], None]]] = []
 
     def add_argument_group(self, title: str) -> Group:
         """As `argparse.ArgumentParser.add_argument_group`."""
@@ -49,12 +51,19 @@ class Parser(Group):
         self.groups.append(group)
         return group
 
+    def add_later(self, defaults: dict[str, Any], load: Callable[[Parser], None]) -> None:
+        """Options of which only names and defaults are known until one is there, or `--help`.
+
+        `load(parser)` adds them then. Their groups come where this was called.
+        """
+        self._later.append((len(self.groups), defaults, load))
+
     def parse_args(self, words: list[str]) -> Namespace:
         """The options by name. Raises `UsageError`; `--help` prints and ends the command."""
         plain = self._without_options(words)
         if plain is not None:
             return plain  # type: ignore[return-value]  # a namespace, if not argparse's
-        return self._argparse().parse_args(words)
+        return self._argparse(words).parse_args(words)
 
     def _without_options(self, words: list[str]) -> SimpleNamespace | None:
         """What argparse would make of a command line of positional words only; None if unsure."""
@@ -75,16 +84,32 @@ class Parser(Group):
                 default = settings.get("default", False)
             elif isinstance(default, str) and "type" in settings:
                 default = settings["type"](default)
-            elif isinstance(default, list):
-                default = list(default)
+            default = _copied(default)
             longest = next((n for n in names if n.startswith("--")), names[0])
             name = settings.get("dest") or longest.lstrip("-").replace("-", "_")
             values.setdefault(name, default)
+        for _, defaults, _ in self._later:
+            values.update((name, _copied(value)) for name, value in defaults.items())
         if len(words) != len(positional) or any(w.startswith("-") for w in words):
             return None
         return SimpleNamespace(**values, **dict(zip(positional, words, strict=True)))
 
-    def _argparse(self) -> ArgumentParser:
+    def _wanted(self, words: list[str] | None) -> tuple[list[Group], dict[str, Any]]:
+        """The groups that these words need (None: all), and the defaults of the others."""
+        given = {word.partition("=")[0] for word in words or ()}
+        groups = list(self.groups)
+        left_out: dict[str, Any] = {}
+        for place, defaults, load in reversed(self._later):
+            flags = {"--help", "-h", *("--" + name.replace("_", "-") for name in defaults)}
+            if words is not None and not given & flags:
+                left_out.update((name, _copied(value)) for name, value in defaults.items())
+                continue
+            family = Parser(self.verb, "", "")
+            load(family)
+            groups[place:place] = family.groups
+        return groups, left_out
+
+    def _argparse(self, words: list[str] | None = None) -> ArgumentParser:
         import argparse
 
         class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -104,11 +129,18 @@ class Parser(Group):
         )
         for names, settings in self.arguments:
             parser.add_argument(*names, **settings)
-        for group in self.groups:
+        groups, left_out = self._wanted(words)
+        parser.set_defaults(**left_out)
+        for group in groups:
             section = parser.add_argument_group(group.title)
             for names, settings in group.arguments:
                 section.add_argument(*names, **settings)
         return parser
+
+
+def _copied(value: Any) -> Any:
+    """A list of its own: options that may be given several times are appended to it."""
+    return list(value) if isinstance(value, list) else value
 
 
 def _help_width() -> int:

@@ -11,6 +11,7 @@ from firmware_images import seabios
 
 from pykvm.cli import boot_options, watching
 from pykvm.cli.common import UsageError
+from pykvm.cli.devices import disk
 
 HALT16 = b"\xfa\xf4"
 RESET = b"\xba\xf9\x0c\xb0\x06\xee\xeb\xfe"
@@ -125,10 +126,10 @@ def test_one_line(arguments: list[str], words: str) -> None:
 
 
 def test_disk_options() -> None:
-    found = boot_options.disk("a.img,readonly,serial=X1,if=ide,format=raw")
+    found = disk.disk("a.img,readonly,serial=X1,if=ide,format=raw")
     assert found == ("a.img", True, False, "X1", "ide")
-    assert boot_options.disk("a.img,snapshot").snapshot
-    assert boot_options.cdrom("b.iso").interface == "cdrom"
+    assert disk.disk("a.img,snapshot").snapshot
+    assert disk.cdrom("b.iso").interface == "cdrom"
     assert boot_options.cpu_count("4,cores=2") == (4, "cores=2")
 
 
