@@ -7,7 +7,10 @@
 #include <stdint.h>
 #include <time.h>
 #include "kvm_compat.h"
+#include "pykvm_limits.h"
 #include "pykvm_memory.h"
+#include "pykvm_virtq.h"
+#include "pykvm_word.h"
 
 struct pykvm_constant { const char *name; long long value; };
 
