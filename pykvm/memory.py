@@ -92,7 +92,7 @@ class GuestMemory:
     are as the guest left them at that moment; only aligned u8 to u64 are single accesses).
     """
 
-    __slots__ = ("_bases", "_main", "_owned", "_spans")
+    __slots__ = ("__weakref__", "_bases", "_main", "_owned", "_spans")
 
     def __init__(self, regions: Iterable[MemoryRegion] = ()) -> None:
         self._owned: list[MemoryRegion] = []
@@ -127,6 +127,11 @@ class GuestMemory:
     def regions(self) -> list[MemoryRegion]:
         """The regions, by address."""
         return [span[3] for span in self._spans]
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """(first gpa, end, bytes, region), by address. Another object whenever regions change."""
+        return self._spans
 
     @property
     def size(self) -> int:
@@ -189,18 +194,19 @@ class GuestMemory:
         pieces = []
         at, left = gpa, length
         if length < 0 or gpa < 0 or gpa + length > _LIMIT:
-            raise self._outside(gpa, length)
+            raise self.outside(gpa, length)
         while left:
             span = self._find_span(at)
             if span is None:
-                raise self._outside(gpa, length)
+                raise self.outside(gpa, length)
             count = min(left, span[1] - at)
             pieces.append((span, at - span[0], count))
             at += count
             left -= count
         return pieces
 
-    def _outside(self, gpa: int, length: int) -> MemoryAccessError:
+    def outside(self, gpa: int, length: int) -> MemoryAccessError:
+        """The error that an access which touches a hole raises."""
         what = f"{length} bytes at guest-physical {gpa:#x}"
         if length < 0:
             text = f"{what}: the length is negative"
@@ -368,7 +374,7 @@ class GuestMemory:
         if not needle:
             raise MemoryAccessError("the pattern to find is empty; give at least one byte")
         if start < 0:
-            raise self._outside(start, 0)
+            raise self.outside(start, 0)
         limit = self.end if end is None else min(end, self.end)
         at = start
         while at < limit:

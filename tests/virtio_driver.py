@@ -16,6 +16,7 @@ from pykvm.memory import GuestMemory
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 VERSION_1, EVENT_IDX, RING_INDIRECT = 1 << 32, 1 << 29, 1 << 28
+RING_PACKED, IN_ORDER = 1 << 34, 1 << 35
 DONE = 0x0F  # ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK
 NEEDS_RESET = 0x40
 
@@ -164,13 +165,18 @@ class PciTransport:
         return self.mmio.read(self.places[3], 1)
 
 
-def start(transport: Transport, features: int | None = None) -> int:
-    """Reset, negotiate all that is offered (or `features`) up to FEATURES_OK. The features."""
+def start(transport: Transport, features: int | None = None, *, packed: bool = False) -> int:
+    """Reset, negotiate all that is offered (or `features`) up to FEATURES_OK. The features.
+
+    Packed rings only where the caller says that it keeps such.
+    """
     transport.set_status(0)
     assert transport.status() == 0
     transport.set_status(1)
     transport.set_status(3)
     wanted = transport.features() if features is None else features
+    if not packed:
+        wanted &= ~RING_PACKED
     transport.accept(wanted)
     transport.set_status(0x0B)
     assert transport.status() == 0x0B, "the device did not accept the features"

@@ -55,12 +55,12 @@ static int collect(struct walk *w, uint16_t flags)
         if (w->c->count > 1)
             flags = d.flags; /* those of the head were read before */
         if (flags & DESC_INDIRECT) {
+            if (w->c->count > 1)
+                return vq_fail(q, PYKVM_VQE_MIXED, slot, 0, 0);
             if (!(q->flags & PYKVM_VQ_INDIRECT))
                 return vq_fail(q, PYKVM_VQE_INDIRECT, 0, 0, 0);
             if (flags & DESC_NEXT)
                 return vq_fail(q, PYKVM_VQE_INDIRECT_NEXT, 0, 0, 0);
-            if (w->c->count > 1)
-                return vq_fail(q, PYKVM_VQE_MIXED, slot, 0, 0);
             w->c->id = d.id;
             return vq_add_table(w, d.addr, d.len, 0);
         }

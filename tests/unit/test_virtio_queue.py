@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from virtio_driver import INDIRECT, NEXT, WRITE, DriverQueue
 
-from pykvm.devices.virtio.queue import QueueError, VirtQueue
+from pykvm.devices.virtio.queue import QueueError, VirtQueue, make_queue
 from pykvm.memory import GuestMemory
 
 BASE = 0x1000
 DATA = 0x8000
+
+
+Pair = Callable[..., tuple[DriverQueue, VirtQueue]]
 
 
 @pytest.fixture
@@ -19,21 +24,33 @@ def memory() -> GuestMemory:
     return memory
 
 
-def pair(
-    memory: GuestMemory, size: int = 8, *, event_idx: bool = False, indirect: bool = True
-) -> tuple[DriverQueue, VirtQueue]:
-    driver = DriverQueue(memory, BASE, size)
-    queue = VirtQueue(0, 64)
-    queue.memory = memory
-    queue.size = size
-    queue.desc, queue.driver, queue.device = driver.desc, driver.driver, driver.device
-    queue.check()
-    queue.event_idx, queue.indirect = event_idx, indirect
-    queue.ready = True
-    return driver, queue
+@pytest.fixture(params=[True, False], ids=["native", "reference"])
+def new(request: pytest.FixtureRequest) -> Callable[[], VirtQueue]:
+    """Makes a queue; each test runs with both implementations."""
+    return lambda: make_queue(0, 64, native=request.param)
 
 
-def test_a_chain_there_and_back(memory: GuestMemory) -> None:
+@pytest.fixture
+def pair(new: Callable[[], VirtQueue]) -> Pair:
+    """Makes the driver's and the device's side of one queue."""
+
+    def make(
+        memory: GuestMemory, size: int = 8, *, event_idx: bool = False, indirect: bool = True
+    ) -> tuple[DriverQueue, VirtQueue]:
+        driver = DriverQueue(memory, BASE, size)
+        queue = new()
+        queue.memory = memory
+        queue.size = size
+        queue.desc, queue.driver, queue.device = driver.desc, driver.driver, driver.device
+        queue.check()
+        queue.event_idx, queue.indirect = event_idx, indirect
+        queue.ready = True
+        return driver, queue
+
+    return make
+
+
+def test_a_chain_there_and_back(memory: GuestMemory, pair: Pair) -> None:
     driver, queue = pair(memory)
     assert queue.pop() is None
     head = driver.add([(DATA, 4, False), (DATA + 16, 2, False), (DATA + 64, 8, True)])
@@ -48,7 +65,7 @@ def test_a_chain_there_and_back(memory: GuestMemory) -> None:
     assert memory.read(DATA + 64, 4) == b"abc\x43"
 
 
-def test_many_rounds_wrap_the_indices(memory: GuestMemory) -> None:
+def test_many_rounds_wrap_the_indices(memory: GuestMemory, pair: Pair) -> None:
     driver, queue = pair(memory, 4)
     driver.avail = driver.seen = queue.next_avail = queue.next_used = 0xFFF0
     memory.write_u16(driver.driver + 2, 0xFFF0)
@@ -62,7 +79,7 @@ def test_many_rounds_wrap_the_indices(memory: GuestMemory) -> None:
         assert driver.used() == [(head, turn) for head in heads]
 
 
-def test_indirect_tables(memory: GuestMemory) -> None:
+def test_indirect_tables(memory: GuestMemory, pair: Pair) -> None:
     driver, queue = pair(memory)
     buffers = [(DATA + 16 * n, 16, n >= 20) for n in range(30)]  # more than the ring has entries
     driver.add(buffers, indirect=0x4000)
@@ -72,7 +89,7 @@ def test_indirect_tables(memory: GuestMemory) -> None:
     assert len(chain.writable) == 10
 
 
-def test_a_buffer_over_two_regions(memory: GuestMemory) -> None:
+def test_a_buffer_over_two_regions(memory: GuestMemory, pair: Pair) -> None:
     driver, queue = pair(memory)
     memory.write((1 << 16) - 2, b"wxyz")
     driver.add([((1 << 16) - 2, 4, False)])
@@ -81,7 +98,7 @@ def test_a_buffer_over_two_regions(memory: GuestMemory) -> None:
     assert [bytes(view) for view in chain.readable] == [b"wx", b"yz"]
 
 
-def test_notifications_by_flag(memory: GuestMemory) -> None:
+def test_notifications_by_flag(memory: GuestMemory, pair: Pair) -> None:
     driver, queue = pair(memory)
     assert not queue.should_notify(), "nothing was pushed"
     for flags, wanted in ((0, True), (1, False), (0, True)):
@@ -94,7 +111,7 @@ def test_notifications_by_flag(memory: GuestMemory) -> None:
         assert not queue.should_notify()
 
 
-def test_notifications_by_event_index(memory: GuestMemory) -> None:
+def test_notifications_by_event_index(memory: GuestMemory, pair: Pair) -> None:
     driver, queue = pair(memory, event_idx=True)
     event = driver.driver + 4 + 2 * driver.size
 
@@ -145,7 +162,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_broken_rules(memory: GuestMemory, what: str) -> None:
+def test_broken_rules(memory: GuestMemory, pair: Pair, what: str) -> None:
     driver, queue = pair(memory, indirect=what != "indirect not negotiated")
     put, table = driver.write_descriptor, 0x4000
     head = 0
@@ -196,14 +213,16 @@ def test_broken_rules(memory: GuestMemory, what: str) -> None:
         ("device", (1 << 64) - 4, "not in memory"),
     ],
 )  # fmt: skip
-def test_rings_that_cannot_be(memory: GuestMemory, field: str, value: int, message: str) -> None:
+def test_rings_that_cannot_be(
+    memory: GuestMemory, pair: Pair, field: str, value: int, message: str
+) -> None:
     _, queue = pair(memory)
     setattr(queue, field, value)
     with pytest.raises(QueueError, match=message):
         queue.check()
 
 
-def test_rings_that_vanish_are_an_error_not_a_crash(memory: GuestMemory) -> None:
+def test_rings_that_vanish_are_an_error_not_a_crash(memory: GuestMemory, pair: Pair) -> None:
     driver, queue = pair(memory, event_idx=True)
     driver.add([(DATA, 1, False)])
     chain = queue.pop()
@@ -215,14 +234,14 @@ def test_rings_that_vanish_are_an_error_not_a_crash(memory: GuestMemory) -> None
             attempt()
 
 
-def test_state(memory: GuestMemory) -> None:
+def test_state(memory: GuestMemory, pair: Pair, new: Callable[[], VirtQueue]) -> None:
     driver, queue = pair(memory, event_idx=True)
     driver.add([(DATA, 1, False)])
     driver.add([(DATA + 1, 1, False)])
     chain = queue.pop()
     assert chain is not None
     queue.push(chain, 0)
-    copy = VirtQueue(0, 64)
+    copy = new()
     copy.memory = memory
     copy.restore(queue.state())
     assert copy.state() == queue.state()

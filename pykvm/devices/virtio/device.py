@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pykvm.devices.state import DeviceStateError, StateReader
-from pykvm.devices.virtio.queue import QueueError, VirtQueue
+from pykvm.devices.virtio.queue import QueueError, VirtQueue, make_queue
 from pykvm.memory import GuestMemory
 from pykvm.typed import Protocol
 
@@ -42,7 +42,7 @@ class VirtioDevice:
     def __init__(self, device_id: int, queue_sizes: Sequence[int], features: int = 0) -> None:
         self.device_id = device_id
         self.features = features | VERSION_1 | RING_INDIRECT | RING_EVENT_IDX
-        self.queues = [VirtQueue(index, size) for index, size in enumerate(queue_sizes)]
+        self.queues = [make_queue(index, size) for index, size in enumerate(queue_sizes)]
         self.driver_features = 0
         self.status = 0
         self.config_generation = 0
