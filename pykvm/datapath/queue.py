@@ -133,6 +133,15 @@ class NativeQueue(VirtQueue):
         if value and self.memory is not None:
             self.refresh()
 
+    @property
+    def map(self) -> MemoryMap | None:
+        """Guest memory as C sees it through this queue; who holds it keeps its pages mapped."""
+        return self._map
+
+    def outdated(self) -> bool:
+        """Whether the regions of guest memory changed since: `refresh` takes the new ones."""
+        return self._map is None or self._map.spans is not self._memory.spans
+
     def refresh(self) -> None:
         """Takes over the fields and the regions of guest memory as they are now.
 
@@ -165,8 +174,7 @@ class NativeQueue(VirtQueue):
         """Whether the rings may be touched; takes over new fields and new memory."""
         if not self._ready:
             return False
-        known, memory = self._map, self._memory
-        if self._stale or known is None or known.spans is not memory.spans:
+        if self._stale or self.outdated():
             self.refresh()
         if not self._possible:
             raise QueueError(f"queue {self.index}: a ring of {self.size} entries")
