@@ -1,7 +1,7 @@
-/* apic.c: the two interrupt controllers of a PC: the pair of 8259 PICs and the local APIC. */
+/* apic.c: the interrupt controllers of a PC: the pair of 8259 PICs, the IOAPIC and the local APIC. */
 #include "runtime.h"
 
-enum { PIC1 = 0x20, PIC2 = 0xa0, LAPIC_BASE = 0xfee00000 };
+enum { PIC1 = 0x20, PIC2 = 0xa0, LAPIC_BASE = 0xfee00000, IOAPIC_BASE = 0xfec00000 };
 
 uint32_t lapic_read(unsigned reg)
 {
@@ -54,4 +54,15 @@ void pic_eoi(unsigned irq)
 void pic_spurious(struct frame *frame)
 {
     (void)frame;
+}
+
+/* The IOAPIC sends its input `gsi` to the first CPU as `vector`. Two registers a pin, reached through
+   a window: the index goes to offset 0, the data to offset 0x10. */
+void ioapic_route(unsigned gsi, unsigned vector, uint32_t trigger)
+{
+    volatile uint32_t *window = (volatile uint32_t *)(uintptr_t)IOAPIC_BASE;
+    window[0] = 0x11 + 2 * gsi;
+    window[4] = 0; /* destination: APIC id 0 */
+    window[0] = 0x10 + 2 * gsi;
+    window[4] = vector | trigger; /* fixed delivery, active high, not masked */
 }

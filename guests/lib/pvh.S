@@ -23,6 +23,7 @@
 .globl pvh_entry
 pvh_entry:
         cli
+        mov     pvh_start_info, ebx
         mov     dword ptr pvh_pml4, offset pvh_pdpt + 3         # present, writable
         mov     dword ptr pvh_pdpt, offset pvh_pd + 3
         mov     eax, 0x83                                       # present, writable, 2 MiB page
@@ -68,6 +69,8 @@ pvh_gdt_pointer:
         .long   pvh_gdt
 
 .section .bss.pvh, "aw", @nobits
+.globl pvh_start_info
+pvh_start_info: .skip 4                 # options.c finds the command line through it
         .balign 4096
 pvh_pml4: .skip 4096
 pvh_pdpt: .skip 4096

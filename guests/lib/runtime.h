@@ -110,6 +110,7 @@ enum {
     VECTOR_DE = 0, VECTOR_BP = 3, VECTOR_UD = 6, VECTOR_GP = 13, VECTOR_PF = 14,
     VECTOR_PIC = 0x20,   /* IRQ 0..15 of the two PICs, after pic_init() */
     VECTOR_TIMER = 0x30, /* local APIC timer */
+    VECTOR_VIRTIO = 0x31, /* and the next seven: virtio devices, see virtio_wait.c */
     VECTOR_SPURIOUS = 0x3f,
 };
 
@@ -131,6 +132,9 @@ void pic_init(void);
 void pic_mask(uint16_t mask);
 void pic_eoi(unsigned irq);
 void pic_spurious(struct frame *frame);
+
+enum { IOAPIC_EDGE = 0, IOAPIC_LEVEL = 1 << 15 };
+void ioapic_route(unsigned gsi, unsigned vector, uint32_t trigger);
 
 /* other privilege levels and CPUs ------------------------------------------------------------- */
 
