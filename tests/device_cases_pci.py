@@ -246,7 +246,7 @@ CASES: dict[type[Device], Case] = {
         lambda outer: (
             inner(outer),
             places(outer),
-            (outer._isr, outer._vectors[:], outer._selected[:]),
+            (outer._isr.value, outer.common.vectors[:], outer.common.selected[:]),
         ),
         starts=[[], PCI_START, [*PCI_START, *PLACED, ("kick", 0, 0)]],
     ),

@@ -258,7 +258,7 @@ def test_a_driver_that_wants_no_interrupt_gets_none(bench: Callable[..., Bench])
     assert one.irq.history == []
 
 
-@pytest.mark.parametrize("features", [0, EVENT_IDX, VERSION_1 | 1 << 40])
+@pytest.mark.parametrize("features", [0, EVENT_IDX, VERSION_1 | 1 << 50])
 def test_features_that_were_not_offered(bench: Callable[..., Bench], features: int) -> None:
     transport = bench().transport()
     transport.set_status(3)

@@ -124,6 +124,8 @@ class Bar:
         self.prefetch = prefetch
         #: Where the BAR is decoded now (I/O port or guest-physical), None where it is not.
         self.address: int | None = None
+        #: Called when `address` has changed.
+        self.moved: Callable[[], None] | None = None
         self._wanted: int | None = None
         self._mapping: Mapping | None = None
         self._complained = False
@@ -165,6 +167,8 @@ class Bar:
         mapping, self._mapping = self._mapping, None
         self.address = None
         if mapping is not None:
+            if self.moved is not None:
+                self.moved()
             mapping.remove()
 
     def settle(self, mapper: BarMapper, name: str) -> bool:
@@ -185,6 +189,8 @@ class Bar:
                 self._log.warn(f"{name}: a BAR at {address:#x} is not decoded: {error}")
             return False
         self.address = address
+        if self.moved is not None:
+            self.moved()
         return True
 
 

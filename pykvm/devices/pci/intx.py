@@ -7,6 +7,7 @@ say. PIRQ n drives GSI 16 + n, and the ISA interrupt that the chipset routes it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import RLock
 
 from pykvm.devices.base import IrqLine, NullIrqLine
 
@@ -33,12 +34,13 @@ class _Input:
 
 
 class SharedLine:
-    """One interrupt line with several devices at it: their levels OR-ed."""
+    """One interrupt line with several devices at it: their levels OR-ed. Any thread."""
 
     def __init__(self, target: IrqLine | None = None) -> None:
         self._target: IrqLine = target or NullIrqLine()
         self._inputs = 0
         self._high = 0
+        self._lock = RLock()
 
     @property
     def level(self) -> bool:
@@ -52,10 +54,11 @@ class SharedLine:
 
     def drive(self, bit: int, level: bool) -> None:
         """One input changes; the target hears of changes of the whole."""
-        before = self._high
-        self._high = before | bit if level else before & ~bit
-        if bool(before) != bool(self._high):
-            self._target.set(bool(self._high))
+        with self._lock:
+            before = self._high
+            self._high = before | bit if level else before & ~bit
+            if bool(before) != bool(self._high):
+                self._target.set(bool(self._high))
 
 
 class _Fork:
@@ -65,11 +68,13 @@ class _Fork:
         self._gsi = gsi
         self._isa: IrqLine = NullIrqLine()
         self._level = False
+        self._lock = RLock()
 
     def set(self, level: bool) -> None:
-        self._level = level
-        self._gsi.set(level)
-        self._isa.set(level)
+        with self._lock:
+            self._level = level
+            self._gsi.set(level)
+            self._isa.set(level)
 
     def pulse(self) -> None:
         self.set(True)
@@ -77,10 +82,11 @@ class _Fork:
 
     def route(self, isa: IrqLine) -> None:
         """Leads to another ISA interrupt from now on; the level moves along."""
-        if isa is not self._isa:
-            self._isa.set(False)
-            self._isa = isa
-            isa.set(self._level)
+        with self._lock:
+            if isa is not self._isa:
+                self._isa.set(False)
+                self._isa = isa
+                isa.set(self._level)
 
 
 class IntxRouter:

@@ -139,6 +139,13 @@ class MsixCapability:
         _post(self._device, high << 32 | low, data)
         return True
 
+    def message(self, vector: int) -> tuple[int, int] | None:
+        """(address, data) that `send` would send for a vector now, None while it may not."""
+        if not self.enabled or self.masked or not 0 <= vector < self.vectors:
+            return None
+        low, high, data, control = self._words[4 * vector : 4 * vector + 4]
+        return None if control & 1 else (high << 32 | low, data)
+
     def registers(self) -> Registers:
         """A BAR's contents of table and pending bits alone."""
 
