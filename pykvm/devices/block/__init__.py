@@ -1,4 +1,4 @@
-"""Disks: files, block devices, bytes in memory, and throw-away overlays over any of them.
+"""Disks: files, block devices, images of all formats, NBD, bytes in memory, and overlays.
 
 Each name is imported when it is first used.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pykvm.devices.block.backend import BlockBackend, BlockError, MemoryDisk
+    from pykvm.devices.block.images import ImageDisk
+    from pykvm.devices.block.images_open import open_image
+    from pykvm.devices.block.nbd import NbdDisk
     from pykvm.devices.block.overlay import Overlay
     from pykvm.devices.block.raw import RawFile, open_block
 
@@ -15,12 +18,25 @@ _HOMES = {
     "BlockBackend": "backend",
     "BlockError": "backend",
     "MemoryDisk": "backend",
+    "ImageDisk": "images",
+    "NbdDisk": "nbd",
     "Overlay": "overlay",
     "RawFile": "raw",
     "open_block": "raw",
+    "open_image": "images_open",
 }
 
-__all__ = ["BlockBackend", "BlockError", "MemoryDisk", "Overlay", "RawFile", "open_block"]
+__all__ = [
+    "BlockBackend",
+    "BlockError",
+    "ImageDisk",
+    "MemoryDisk",
+    "NbdDisk",
+    "Overlay",
+    "RawFile",
+    "open_block",
+    "open_image",
+]
 
 
 def __getattr__(name: str) -> object:
