@@ -1,0 +1,1 @@
+"""What devices need whose work is done outside: vhost-user, child processes, polling."""
