@@ -1,7 +1,7 @@
 """The driver side of virtio, without a guest: rings in guest memory, both transports, a disk.
 
-`MmioTransport` and `PciTransport` do what a driver does by registers; `DriverQueue` keeps a split
-ring; `BlkDriver` makes block requests.
+`MmioTransport` and `PciTransport` do what a driver does by registers; the rings are those of
+`virtio_rings`; `BlkDriver` makes block requests.
 """
 
 from __future__ import annotations
@@ -10,11 +10,33 @@ import struct
 from typing import Protocol
 
 from pci_probe import Access
+from virtio_rings import (
+    INDIRECT,
+    NEXT,
+    WRITE,
+    AnyQueue,
+    DriverQueue,
+    PackedDriverQueue,
+    driver_queue,
+)
 
 from pykvm.bus import MmioBus
 from pykvm.memory import GuestMemory
 
-NEXT, WRITE, INDIRECT = 1, 2, 4
+__all__ = [
+    "INDIRECT",
+    "NEXT",
+    "WRITE",
+    "AnyQueue",
+    "BlkDriver",
+    "DriverQueue",
+    "MmioTransport",
+    "PackedDriverQueue",
+    "PciTransport",
+    "driver_queue",
+    "start",
+]
+
 VERSION_1, EVENT_IDX, RING_INDIRECT = 1 << 32, 1 << 29, 1 << 28
 RING_PACKED, IN_ORDER = 1 << 34, 1 << 35
 DONE = 0x0F  # ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK
@@ -183,77 +205,19 @@ def start(transport: Transport, features: int | None = None, *, packed: bool = F
     return wanted
 
 
-class DriverQueue:
-    """A split ring of `size` entries at guest-physical `base`; 16 KiB are enough for 512."""
-
-    def __init__(self, memory: GuestMemory, base: int, size: int) -> None:
-        self.memory, self.base, self.size = memory, base, size
-        self.desc = base
-        self.driver = base + 16 * size
-        self.device = self.driver + 6 + 2 * size + 3 & ~3
-        self.end = self.device + 6 + 8 * size
-        memory.fill(base, self.end - base)
-        self.free = 0
-        self.avail = self.seen = 0
-
-    def write_descriptor(
-        self, index: int, address: int, length: int, flags: int, following: int = 0
-    ) -> None:
-        raw = struct.pack("<QIHH", address, length, flags, following)
-        self.memory.write(self.desc + 16 * index, raw)
-
-    def add(self, buffers: list[tuple[int, int, bool]], indirect: int = 0) -> int:
-        """Makes (address, length, device writes) buffers one request; gives its head entry.
-
-        `indirect`: the guest-physical place of a table to put the descriptors in.
-        """
-        last = len(buffers) - 1
-        if indirect:
-            for i, (address, length, writable) in enumerate(buffers):
-                flags = (WRITE if writable else 0) | (NEXT if i < last else 0)
-                raw = struct.pack("<QIHH", address, length, flags, i + 1)
-                self.memory.write(indirect + 16 * i, raw)
-            head = self.free % self.size
-            self.free += 1
-            self.write_descriptor(head, indirect, 16 * len(buffers), INDIRECT)
-        else:
-            head = self.free % self.size
-            for i, (address, length, writable) in enumerate(buffers):
-                index = self.free % self.size
-                self.free += 1
-                flags = (WRITE if writable else 0) | (NEXT if i < last else 0)
-                self.write_descriptor(index, address, length, flags, self.free % self.size)
-        self.make_available(head)
-        return head
-
-    def make_available(self, head: int) -> None:
-        self.memory.write_u16(self.driver + 4 + 2 * (self.avail % self.size), head)
-        self.avail = self.avail + 1 & 0xFFFF
-        self.memory.write_u16(self.driver + 2, self.avail)
-
-    def used(self) -> list[tuple[int, int]]:
-        """(head, bytes written) of the requests that came back since the last call."""
-        upto = self.memory.read_u16(self.device + 2)
-        done = []
-        while self.seen != upto:
-            raw = self.memory.read_u64(self.device + 4 + 8 * (self.seen % self.size))
-            done.append((raw & 0xFFFF_FFFF, raw >> 32))
-            self.seen = self.seen + 1 & 0xFFFF
-        # The used event: an interrupt at the very next one (2.7.7).
-        self.memory.write_u16(self.driver + 4 + 2 * self.size, self.seen)
-        return done
-
-
 class BlkDriver:
     """A block device that was started, one request at a time. Data lies in 64 KiB at `base`."""
 
     def __init__(
         self, transport: Transport, memory: GuestMemory, base: int, *,
-        features: int | None = None, size: int = 16,
+        features: int | None = None, size: int = 16, packed: bool = False,
     ) -> None:  # fmt: skip
         self.transport, self.memory = transport, memory
-        self.features = start(transport, features)
-        self.queue = DriverQueue(memory, base, size)
+        self.features = start(transport, features, packed=packed)
+        self.queue = driver_queue(
+            memory, base, size, packed=bool(self.features & RING_PACKED),
+            event_idx=bool(self.features & EVENT_IDX), in_order=bool(self.features & IN_ORDER),
+        )  # fmt: skip
         self.header = base + 0x4000
         self.table = base + 0x4800
         self.data = base + 0x5000
