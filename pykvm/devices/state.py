@@ -73,6 +73,13 @@ class StateReader:
                 raise self._refuse(name, value, wanted)
         return list(value)
 
+    def items(self, name: str, most: int) -> list[object]:
+        """The list field `name` of at most `most` values, which the caller checks."""
+        value = self._take(name)
+        if not isinstance(value, list | tuple) or len(value) > most:
+            raise self._refuse(name, value, f"a list of at most {most} values")
+        return list(value)
+
     def refuse(self, name: str, value: object, wanted: str) -> None:
         """Raise `DeviceStateError` for a field that contradicts another."""
         raise self._refuse(name, value, wanted)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from pykvm.bus import BusDevice, MmioBus, PioBus, Range
 from pykvm.kvm import Kvm, Vcpu, Vm
+from pykvm.machine.extras import Extras
 from pykvm.machine.irq import Wiring
 from pykvm.machine.result import MachineError, RunResult, Status
 from pykvm.machine.unclaimed import Unclaimed
@@ -42,7 +43,7 @@ Irqchip = Literal["kernel", "split", "none"]
 HOOK_LAYER = 1  # handlers cover devices
 
 
-class Attached:
+class Attached(Extras):
     """The parts of a machine, and putting more on it. `Machine` is made of this."""
 
     kvm: Kvm

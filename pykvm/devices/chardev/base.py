@@ -111,6 +111,11 @@ class Chardev(ABC):
     def write(self, data: bytes) -> None:
         """Output from the guest. Called on vCPU threads."""
 
+    @property
+    def congested(self) -> bool:
+        """The other end is slow, and `write` would wait soon: a device that can shall wait."""
+        return False
+
     def flush(self) -> None:  # noqa: B027 - nothing is held back
         """Hand on everything written so far, as far as the other end takes it."""
 

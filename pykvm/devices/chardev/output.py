@@ -62,6 +62,11 @@ class OutputQueue:
     def __len__(self) -> int:
         return len(self._buffer)
 
+    @property
+    def congested(self) -> bool:
+        """Half of a patient queue is full: who can hold output back should."""
+        return self.patient and not self._hurry and len(self._buffer) > self._limit // 2
+
     def write(self, data: bytes) -> None:
         """Output from the guest."""
         with self.lock:

@@ -144,6 +144,11 @@ class StreamChardev(Chardev):
         """Output from the guest."""
         self._output.write(data)
 
+    @property
+    def congested(self) -> bool:
+        """See `Chardev`. Output that is lost rather than waited for never congests."""
+        return self._output.congested
+
     def flush(self) -> None:
         """Write what was gathered; waits `linger` seconds at most for an end that takes nothing."""
         self._output.flush(self.linger)
