@@ -139,21 +139,18 @@ class Channel:
     def submit(self, request: Pending) -> None:
         """Sends a request; its `done` is called once."""
         request.deadline = time.monotonic() + self._timeout
-        if request.command == wire.CMD_FLUSH:
-            lost = self._durability.take_loss()
-            if lost is not None:
-                request.done(lost)
-                return
-            request.mark = self._durability.mark()
         with self._sending:
-            broken = self._broken
-            if broken is None:
+            error = self._broken
+            if error is None and self._sock is not None and request.command == wire.CMD_FLUSH:
+                error = self._durability.take_loss()
+            if error is None:
+                request.mark = self._durability.mark()
                 cookie = self._next = self._next + 1
                 self.flying[cookie] = request
                 if self._sock is not None:
                     self._send(self._sock, cookie, request)
-        if broken is not None:
-            request.done(broken)
+        if error is not None:
+            request.done(error)
 
     def _send(self, sock: socket.socket, cookie: int, request: Pending) -> None:
         header = wire.REQUEST.pack(
@@ -244,7 +241,8 @@ class Channel:
         threading.Thread(target=self._send_again, args=(peer, again), daemon=True).start()
 
     def _send_again(self, peer: socket.socket, requests: list[tuple[int, Pending]]) -> None:
-        lost = self._durability.take_loss()
+        flushes = any(request.command == wire.CMD_FLUSH for _, request in requests)
+        lost = self._durability.take_loss() if flushes else None
         for cookie, request in requests:
             if lost is not None and request.command == wire.CMD_FLUSH:
                 self.flying.pop(cookie, None)
