@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <time.h>
 #include "kvm_compat.h"
+#include "pykvm_blk.h"
 #include "pykvm_limits.h"
 #include "pykvm_memory.h"
 #include "pykvm_virtq.h"

@@ -12,8 +12,8 @@ class RateLimit:
     """At most so many requests and bytes a second; 0 is no limit.
 
     Each bucket saves up to `burst_ops` requests and `burst_bytes` bytes while nothing happens (0: a
-    tenth of a second's worth). A request may go when neither bucket is empty, and is taken in whole,
-    so the average keeps to the rate while one larger than the burst is not held for ever.
+    tenth of a second's worth). A request may go when neither bucket is empty, and is taken in
+    whole, so the average keeps to the rate while one larger than the burst is not held for ever.
 
     Engines take from the same buckets (`native`); several devices may share one limit. All of it
     may be called from any thread, and `set` while devices run. Raises `ValueError` for negative

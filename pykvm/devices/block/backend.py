@@ -12,12 +12,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from pykvm.errors import PykvmError
-from pykvm.typed import TYPE_CHECKING
+from pykvm.typed import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 SECTOR = 512
+Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
+#: Cache modes, as QEMU calls them: (past the host's page cache, write-back to the guest).
+CACHES: dict[str, tuple[bool, bool]] = {
+    "writeback": (False, True),
+    "none": (True, True),
+    "writethrough": (False, False),
+    "directsync": (True, False),
+    "unsafe": (False, True),  # and a flush does nothing
+}
 _ZEROS = bytes(1 << 16)
 
 
@@ -29,16 +38,57 @@ class BlockError(PykvmError):
         self.errno = code
 
 
+class NativeFile(NamedTuple):
+    """A disk that is part of a file, for engines that read and write it without the back end.
+
+    Descriptors stay the back end's. `fd` may be O_DIRECT (`direct`): then file offsets and lengths
+    are multiples of `align`, buffers in memory of `memory_align` bytes, and `plain_fd` is the same
+    file without O_DIRECT; else it is `fd`. Neither is O_NONBLOCK.
+    """
+
+    fd: int
+    plain_fd: int
+    #: Bytes: where the disk begins in the file, and how many of the disk's bytes the file has.
+    offset: int
+    size: int
+    direct: bool = False
+    block_device: bool = False
+    align: int = SECTOR
+    memory_align: int = SECTOR
+
+
 class BlockBackend(ABC):
     """A disk of `size` bytes, a multiple of 512.
 
     Every access may raise `BlockError`: outside the disk, a write to a `read_only` one, an error
-    of the host. One thread at a time.
+    of the host. One thread at a time, unless `parallel` says how many may be in it.
     """
 
     name: str = "disk"
     size: int = 0
     read_only: bool = False
+    #: How many threads may make accesses at the same time. With more than 1, `flush` covers what
+    #: was written before it was called.
+    parallel: int = 1
+    #: The smallest access in bytes that is done without reading around it, a power of two.
+    block_size: int = SECTOR
+    #: The sizes in bytes that accesses should have: not smaller than, and best (0: unknown).
+    io_min: int = 0
+    io_best: int = 0
+
+    def native_fd(self) -> NativeFile | None:
+        """The file that is this disk byte by byte, or None where there is no such file."""
+        return None
+
+    def set_cache(self, cache: Cache) -> None:  # noqa: B027 - most have no cache to go round
+        """Uses the host's page cache or not, as far as this disk can; before the first access.
+
+        What a flush does is the caller's affair: "unsafe" ones do not call it.
+        """
+
+    def refresh_size(self) -> int:
+        """Takes over the size that the file has now, and returns it; the disk is quiet."""
+        return self.size
 
     @abstractmethod
     def readv(self, offset: int, views: Sequence[memoryview]) -> None:
@@ -79,6 +129,10 @@ class BlockBackend(ABC):
             self.writev(offset, [zeros[:count]])
             offset += count
             length -= count
+
+    def zero_in_place(self, offset: int, length: int) -> None:
+        """As `write_zeroes`, but the blocks behind it stay allocated."""
+        BlockBackend.write_zeroes(self, offset, length)
 
     def close(self) -> None:  # noqa: B027 - a disk in memory has nothing to close
         """Give the file back. Twice is harmless."""
