@@ -464,6 +464,35 @@ def test_a_server_that_takes_nothing() -> None:
         disk.close()
 
 
+def test_who_submits_never_waits_for_the_server() -> None:
+    """A callback may need a lock that who submits holds, while the server waits to be read."""
+    device = threading.Lock()
+    finished = threading.Semaphore(0)
+    failed: list[BlockError] = []
+
+    def done(error: BlockError | None) -> None:
+        with device:
+            failed.extend([error] if error else [])
+        finished.release()
+
+    with FakeServer(pattern(8 << 20)) as server:
+        disk = disk_of(server, timeout=60)
+        buffers = [bytearray(1 << 20) for _ in range(8)]
+        with device:
+            for n, buffer in enumerate(buffers):
+                read = block.BlockRequest(block.READ, n << 20, 1 << 20, [memoryview(buffer)])
+                disk.begin(read, done)
+            for n in range(8):
+                data = memoryview(bytes([n]) * (1 << 20))
+                disk.begin(block.BlockRequest(block.WRITE, n << 20, 1 << 20, [data]), done)
+        for _ in range(16):
+            assert finished.acquire(timeout=60)
+        assert not failed
+        assert b"".join(buffers) == pattern(8 << 20)
+        assert disk.read(0, 8 << 20) == b"".join(bytes([n]) * (1 << 20) for n in range(8))
+        disk.close()
+
+
 # -- reconnecting --------------------------------------------------------------------------------
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from pykvm.devices.block import nbd_wire as wire
 from pykvm.devices.block.backend import SECTOR, BlockBackend, BlockError, total
-from pykvm.devices.block.nbd_channel import Channel, Durability, Pending
+from pykvm.devices.block.nbd_channel import Channel
+from pykvm.devices.block.nbd_pending import Durability, Pending
 from pykvm.devices.block.nbd_uri import NbdAddress, parse_uri
 from pykvm.devices.block.nbd_wire import Export, Negotiation
 from pykvm.devices.block.raw import split

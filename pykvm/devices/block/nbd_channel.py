@@ -1,8 +1,9 @@
 """`Channel`: one connection to an NBD server, with many requests in flight.
 
-Whoever has a request sends it; one thread per channel receives, straight into the requests'
-buffers, and reports them done. Only that thread gives buffers back: a request that is reported
-failed is not written to any more.
+Whoever has a request sends it, without waiting: what the socket does not take at once is sent by a
+thread that is there as long as it is needed. Another thread receives, straight into the requests'
+buffers, and reports them done. Only that one gives buffers back: a request that is reported failed
+is not written to any more.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from pykvm.devices.block import nbd_wire as wire
 from pykvm.devices.block.backend import BlockError
+from pykvm.devices.block.nbd_pending import Durability, Pending
 from pykvm.devices.block.nbd_wire import Export
 from pykvm.devices.block.raw import split
-from pykvm.devices.block.request import Done
 
 _IOV_MAX = 1024
 _ERROR_TEXT = 4096
@@ -31,70 +33,6 @@ _COMMANDS = {
 }  # fmt: skip
 _WRITES = {wire.CMD_WRITE, wire.CMD_TRIM, wire.CMD_WRITE_ZEROES}
 _ZEROS = bytes(1 << 16)
-
-
-class Pending:
-    """A request on its way: `views` are filled by a read and sent by a write."""
-
-    __slots__ = (
-        "command", "deadline", "done", "error", "extents", "flags", "left", "length", "mark",
-        "offset", "views",
-    )  # fmt: skip
-
-    def __init__(
-        self, command: int, offset: int, length: int, views: Sequence[memoryview], done: Done,
-        flags: int = 0,
-    ) -> None:  # fmt: skip
-        self.command, self.flags = command, flags
-        self.offset, self.length, self.views = offset, length, views
-        self.done = done
-        self.deadline = 0.0
-        self.left = length
-        self.mark = 0
-        self.error: BlockError | None = None
-        self.extents: list[tuple[int, int]] = []
-
-
-class Durability:
-    """Which acknowledged writes a flush has covered, for all channels of a disk.
-
-    A server that was lost may have lost them; the next flush has to say so.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._written = self._flushed = 0
-        self._lost: BlockError | None = None
-
-    def wrote(self) -> None:
-        """A write was acknowledged without being durable."""
-        with self._lock:
-            self._written += 1
-
-    def mark(self) -> int:
-        """What a flush that begins now will cover."""
-        return self._written
-
-    def flushed(self, mark: int) -> None:
-        """A flush is done."""
-        with self._lock:
-            self._flushed = max(self._flushed, mark)
-
-    def interrupted(self, name: str) -> None:
-        """The connection was lost."""
-        with self._lock:
-            if self._written > self._flushed:
-                self._flushed = self._written
-                self._lost = BlockError(
-                    f"{name}: the connection was lost after writes that no flush had followed; "
-                    "the server may have lost them"
-                )
-
-    def take_loss(self) -> BlockError | None:
-        """The bad news, once."""
-        with self._lock:
-            lost, self._lost = self._lost, None
-            return lost
 
 
 class Channel:
@@ -113,7 +51,9 @@ class Channel:
         self.flying: dict[int, Pending] = {}
         self._dial, self._timeout, self._reconnect = dial, timeout, reconnect
         self._durability, self._explain = durability, explain
-        self._sending = threading.Lock()
+        self._sending = threading.Condition(threading.Lock())
+        self._backlog: deque[list[memoryview]] = deque()
+        self._drained: socket.socket | None = None  # by a thread that sends the backlog
         self._next = 0
         self._broken: BlockError | None = None
         self._stuck: BlockError | None = None
@@ -153,26 +93,49 @@ class Channel:
             request.done(error)
 
     def _send(self, sock: socket.socket, cookie: int, request: Pending) -> None:
+        """Sends what the socket takes now; `_sending` is held."""
         header = wire.REQUEST.pack(
             wire.REQUEST_MAGIC, request.flags, request.command, cookie, request.offset,
             request.length,
         )  # fmt: skip
-        try:
-            if request.command != wire.CMD_WRITE:
-                if sock.send(header, socket.MSG_NOSIGNAL) == len(header):
+        left = [memoryview(header)]
+        if request.command == wire.CMD_WRITE:
+            left += request.views
+        if not self._backlog:
+            try:
+                left = _push(sock, left, socket.MSG_DONTWAIT)
+            except OSError:
+                _shut(sock)  # the receiving thread sees it, and cleans up
+                return
+        if left:
+            self._backlog.append(left)
+            if self._drained is None:
+                self._drained = sock
+                threading.Thread(target=self._drain, args=(sock,), daemon=True).start()
+
+    def _drain(self, sock: socket.socket) -> None:
+        """Sends the backlog of a connection."""
+        while True:
+            with self._sending:
+                if self._sock is not sock or not self._backlog:
+                    self._drained = None
+                    self._sending.notify_all()
                     return
-                raise OSError(errno.EAGAIN, "")
-            left = [memoryview(header), *request.views]
-            to_go = len(header) + request.length
-            while to_go:
-                count = sock.sendmsg(left[:_IOV_MAX], (), socket.MSG_NOSIGNAL)
-                to_go -= count
-                if to_go:
-                    left = split(left, count)[1]
-        except OSError as error:
-            if error.errno == errno.EAGAIN:
-                self._stuck = self._late("took no request")
-            _shut(sock)  # the receiving thread sees it, and cleans up
+                left = self._backlog[0]
+            try:
+                left = _push(sock, left, 0)
+            except OSError as error:
+                if error.errno == errno.EAGAIN:
+                    self._stuck = self._late("took no request")
+                _shut(sock)
+                with self._sending:
+                    self._backlog.clear()
+                continue
+            with self._sending:
+                if self._backlog and left:
+                    self._backlog[0] = left
+                elif self._backlog:
+                    self._backlog.popleft()
 
     def _late(self, what: str) -> BlockError:
         return BlockError(
@@ -212,6 +175,8 @@ class Channel:
         _shut(self._peer)
         with self._sending:
             self._sock = None
+            self._backlog.clear()
+            self._sending.wait_for(lambda: self._drained is None)  # it does not use the fd any more
             self._peer.close()
 
     def _revive(self, why: BlockError) -> None:
@@ -234,27 +199,22 @@ class Channel:
         self._stuck = None
         self._peer, self.export = peer, export
         self._prepare()
+        lost: list[Pending] = []
         with self._sending:
             self._sock = peer
-            again = list(self.flying.items())
-        # While somebody receives: the server may stop to read until its answers are read.
-        threading.Thread(target=self._send_again, args=(peer, again), daemon=True).start()
-
-    def _send_again(self, peer: socket.socket, requests: list[tuple[int, Pending]]) -> None:
-        flushes = any(request.command == wire.CMD_FLUSH for _, request in requests)
-        lost = self._durability.take_loss() if flushes else None
-        for cookie, request in requests:
-            if lost is not None and request.command == wire.CMD_FLUSH:
-                self.flying.pop(cookie, None)
-                request.done(lost)
-                continue
-            with self._sending:
-                if self._sock is not peer:
-                    return
+            loss: BlockError | None = None
+            for cookie, request in list(self.flying.items()):
+                if request.command == wire.CMD_FLUSH:
+                    loss = loss or self._durability.take_loss()
+                    if loss is not None:
+                        lost.append(self.flying.pop(cookie))
+                        continue
                 request.left, request.error = request.length, None
                 request.extents.clear()
                 request.deadline = time.monotonic() + self._timeout
                 self._send(peer, cookie, request)
+        for request in lost:
+            request.done(loss)
 
     def _serve(self) -> None:
         """Answers, until the connection ends. Raises `BlockError`, `OSError`."""
@@ -420,6 +380,21 @@ class Channel:
                 _shut(self._sock)
         if threading.current_thread() is not self._thread:
             self._thread.join(10)
+
+
+def _push(sock: socket.socket, left: list[memoryview], flags: int) -> list[memoryview]:
+    """Sends buffers; what the socket did not take, with MSG_DONTWAIT. Raises `OSError`."""
+    while left:
+        try:
+            count = sock.sendmsg(left[:_IOV_MAX], (), socket.MSG_NOSIGNAL | flags)
+        except BlockingIOError:
+            if flags:
+                return left
+            raise
+        if len(left) == 1 and count == len(left[0]):
+            return []
+        left = split(left, count)[1]
+    return left
 
 
 def _nothing(error: BlockError | None) -> None:
