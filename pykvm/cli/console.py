@@ -22,6 +22,7 @@ class Console:
         self.serial = serial
         self.debugcon = debugcon
         self.hangup = False
+        self._options: Namespace | None = None
 
     @classmethod
     def for_run(cls, options: Namespace) -> Console:
@@ -31,7 +32,7 @@ class Console:
         serial: Chardev
         if options.serial is not None:
             serial = open_chardev(options.serial)
-        elif options.display == "text":
+        elif options.display == "text" or (options.console or "").startswith("stdio"):
             serial = NullChardev()
         elif not options.json:
             serial = StdioChardev()
@@ -43,7 +44,9 @@ class Console:
             from pykvm.devices.chardev import FileChardev, TeeChardev
 
             serial = TeeChardev(FileChardev(options.console_log), serial)
-        return cls(serial, _debugcon(options))
+        console = cls(serial, _debugcon(options))
+        console._options = options
+        return console
 
     @classmethod
     def for_trace(cls, options: Namespace, out_fd: int | None) -> Console:
@@ -70,11 +73,14 @@ class Console:
                 return False
             self.hangup |= event == "hangup"
             machine.stop()
-            self.serial.stop_waiting()
+            for backend in (self.serial, *getattr(self._options, "console_backends", ())):
+                backend.stop_waiting()
             return True
 
         with ExitStack() as stack:
-            for backend in (self.serial, self.debugcon):
+            # Those of other consoles, which the machine got with its devices.
+            others = getattr(self._options, "console_backends", ())
+            for backend in (self.serial, self.debugcon, *others):
                 if backend is not None:
                     backend.add_event_handler(on_event)
                     stack.enter_context(backend)

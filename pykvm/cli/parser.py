@@ -44,6 +44,7 @@ class Parser(Group):
         self.examples = examples
         self.groups: list[Group] = []
         self._later: list[tuple[int, dict[str, Any], Callable[[Parser], None]]] = []
+        self._optional: set[str] = set()  # options whose value may be left out
 
     def add_argument_group(self, title: str) -> Group:
         """As `argparse.ArgumentParser.add_argument_group`."""
@@ -63,7 +64,9 @@ class Parser(Group):
         plain = self._without_options(words)
         if plain is not None:
             return plain  # type: ignore[return-value]  # a namespace, if not argparse's
-        return self._argparse(words).parse_args(words)
+        parser = self._argparse(words)
+        # An option whose value may be left out takes one behind "=" only, never the next word.
+        return parser.parse_args([f"{word}=" if word in self._optional else word for word in words])
 
     def _without_options(self, words: list[str]) -> SimpleNamespace | None:
         """What argparse would make of a command line of positional words only; None if unsure."""
@@ -135,6 +138,8 @@ class Parser(Group):
             section = parser.add_argument_group(group.title)
             for names, settings in group.arguments:
                 section.add_argument(*names, **settings)
+                if settings.get("nargs") == "?":
+                    self._optional.update(names)
         return parser
 
 

@@ -60,7 +60,7 @@ def is_wanted(options: Namespace) -> bool:
     return (
         options.display != "none"
         or options.report_silence is not None
-        or any((options.screenshot, options.type, options.type_after))
+        or any((options.screenshot, options.type, options.type_after, options.gpu_screenshot))
         or _on_terminal()
     )
 
@@ -101,6 +101,8 @@ def watched(options: Namespace, machine: Machine) -> Iterator[None]:
         finally:
             if options.screenshot is not None:
                 machine.screen.save_png(options.screenshot)
+            if options.gpu_screenshot is not None and machine.gpu is not None:
+                machine.gpu.screen().save_png(options.gpu_screenshot)
 
 
 def _say(report: Any) -> None:

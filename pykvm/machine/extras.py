@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pykvm.devices.chardev import Chardev
+    from pykvm.devices.uart16550 import Uart16550
     from pykvm.devices.virtio import VirtioDevice
     from pykvm.devices.virtio.balloon import VirtioBalloon
     from pykvm.devices.virtio.console import VirtioConsole
@@ -111,6 +112,24 @@ class Extras:
         if isinstance(where, str) and backend is not None:
             _own(self._self, backend)
         return number
+
+    def add_serial2(self, where: str | Chardev) -> Uart16550:
+        """COM2 at 0x2f8, interrupt 3 (Linux: ttyS1), on the pc board; `where` as `add_console`."""
+        from pykvm.devices.uart16550 import Uart16550
+        from pykvm.machine.boards import layout
+
+        machine = self._self
+        if machine.board.name != "pc":
+            raise MachineError(f'the {machine.board.name} board has no COM2; use board="pc"')
+        backend = _opened(where)
+        uart = Uart16550(machine.wiring.line(layout.COM2_IRQ), name="COM2")
+        if backend is not None:
+            uart.connect(backend)
+        machine.add_device(uart, pio=layout.COM2, length=8)
+        machine.board.legacy_devices.append("com2")
+        if isinstance(where, str) and backend is not None:
+            _own(machine, backend)
+        return uart
 
     def add_virtio_mem(
         self, size: int | str, *, requested: int | str = 0, block_size: int | str = "2M",

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 #: Module -> its options, as argparse names them ("--no-x" is no_x), with their defaults.
 FAMILIES: dict[str, dict[str, Any]] = {
     "disk": {"disk": [], "cdrom": [], "snapshot": False},
-}
+    "small": {
+        "rng": None, "balloon": None, "console": None, "port": [], "virtio_mem": None, "pmem": [],
+        "input": [], "gpu": None, "gpu_screenshot": None, "serial2": None,
+    },
+}  # fmt: skip
 
 
 def add_options(parser: Parser) -> None:

@@ -106,6 +106,7 @@ class PcBoard(Microvm):
             line(layout.RTC_IRQ), machine.clock,
             ram_below_4g=low, ram_above_4g=ram - low,
         )  # fmt: skip
+        self.cmos.on_alarm = self.pm.rtc_alarm
         machine.add_ranges(self.cmos)
         self.legacy_devices += ["keyboard", "mouse", "rtc"]
         self.fw_cfg = FwCfg(machine.memory)
