@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     import os
 
     from pykvm.boot import LoadedImage
+    from pykvm.datapath.loop import IoThread
     from pykvm.devices.block import BlockBackend
     from pykvm.devices.clock import MonotonicClock
     from pykvm.devices.display import Screen
+    from pykvm.devices.net.backend import NetBackend
     from pykvm.devices.pc import I8042, AcpiPm
     from pykvm.devices.virtio import VirtioDevice, VirtioMmio, VirtioPci
+    from pykvm.devices.virtio.net import VirtioNet
     from pykvm.kvm.accounting import TraceRecord
     from pykvm.kvm.exits import Exit
     from pykvm.machine.assist import Assist
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from pykvm.machine.firmware import Roms
     from pykvm.machine.hooks import Handler, Hook
     from pykvm.machine.machine import Machine
+    from pykvm.machine.routes import Routes
     from pykvm.machine.userchips import UserChips
     from pykvm.machine.vcpu_reset import ResetImage
     from pykvm.machine.virtio import TransportKind
@@ -91,6 +95,12 @@ class Attached(Extras):
     """PIC, IOAPIC and PIT, where they are not KVM's (irqchip="split")."""
     virtio_mmio: list[tuple[int, int]]
     """virtio-mmio devices: (guest-physical address, GSI)."""
+    virtio: list[VirtioDevice]
+    """All virtio devices, on whatever transport."""
+    io_threads: list[IoThread]
+    """Threads that work for devices; they pause and end with the machine."""
+    _io_thread: IoThread | None = None
+    _routes: Routes | None = None
 
     def _prepare_assist(self, mode: str) -> None:
         """Refused instructions shall exit; with "on" ring 3 is watched from the start."""
@@ -286,17 +296,77 @@ class Attached(Extras):
         self,
         device: VirtioDevice,
         *,
+        io_thread: IoThread | bool | None = None,
+        vectors: int | None = None,
+        legacy: bool = False,
         transport: TransportKind = "auto",
+        direct: bool = True,
     ) -> VirtioMmio | VirtioPci:
         """Puts a virtio device on the board; before `load()`, whose tables tell the kernel of it.
 
         It is a PCI function on the pc board, and a virtio-mmio device on the microvm board; the
-        result is that transport. Raises `MachineError`.
+        result is that transport. The machine's I/O thread works for it; `io_thread`: True gives it
+        one of its own, False none (the vCPU's thread does the work). `vectors`: MSI-X vectors, one
+        a queue and one more unless given. `legacy`: drivers from before VIRTIO 1.0 can use it, too
+        (PCI). `direct`: kicks and interrupts bypass this process where KVM can. Raises
+        `MachineError`.
         """
         from pykvm.machine.virtio import add_virtio
 
         self._check_open()
-        return add_virtio(self.whole, device, transport=transport)
+        return add_virtio(
+            self.whole, device, io_thread=io_thread, vectors=vectors, legacy=legacy,
+            transport=transport, direct=direct,
+        )  # fmt: skip
+
+    def add_net(
+        self,
+        backend: NetBackend | str,
+        *,
+        mac: str | bytes | None = None,
+        queues: int | None = None,
+        mtu: int | None = None,
+        pcap: str | os.PathLike[str] | None = None,
+        iops: int = 0,
+        bps: int = 0,
+        native: bool = True,
+        io_thread: IoThread | bool | None = None,
+    ) -> VirtioNet:
+        """Adds a network card; before `load()`, whose tables tell the kernel of it.
+
+        `backend`: "user", "tap=NAME", "hub=PATH", "stream=ADDRESS" or "none", with the properties
+        of `--net` (docs/networks.md), or a `pykvm.devices.net` back end. `mac`: an address; else
+        one that no other device of this host has. `pcap`: a file for all frames. `iops`, `bps`:
+        frames and bytes a second, each way. `native=False` moves frames in Python. Returns the
+        device. Raises `MachineError`.
+        """
+        from pykvm.machine.nets import add_net
+
+        self._check_open()
+        return add_net(
+            self.whole, backend, mac=mac, queues=queues, mtu=mtu, pcap=pcap, iops=iops, bps=bps,
+            native=native, io_thread=io_thread,
+        )  # fmt: skip
+
+    @property
+    def io_thread(self) -> IoThread:
+        """The thread that works for the devices; there is one from the first use on."""
+        if self._io_thread is None:
+            from pykvm.datapath.loop import IoThread
+
+            self._check_open()
+            self._io_thread = IoThread()
+            self.io_threads.append(self._io_thread)
+        return self._io_thread
+
+    @property
+    def routes(self) -> Routes:
+        """Where KVM leads interrupts."""
+        if self._routes is None:
+            from pykvm.machine.routes import Routes
+
+            self._routes = Routes(self.vm)
+        return self._routes
 
     @property
     def keyboard(self) -> I8042:

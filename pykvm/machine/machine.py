@@ -119,6 +119,8 @@ class Machine(Running):
         self._local = threading.local()
         self.devices = []
         self.virtio_mmio = []
+        self.virtio = []
+        self.io_threads = []
         self.standard = None
         self.chips = None
         self.cpus = None
@@ -253,6 +255,8 @@ class Machine(Running):
             if close is not None:
                 close()
         self.devices.clear()
+        for io_thread in self.io_threads:
+            io_thread.stop()
         if self._clock is not None:
             self._clock.close()
         if self.assist is not None:

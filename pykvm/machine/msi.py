@@ -12,7 +12,7 @@ from pykvm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from pykvm.devices.pci import RamBlock
 
-_LAPIC_MESSAGES = 0xFEE  # bits 20 and up of an address that interrupts (SDM vol. 3, 11.11.1)
+LAPIC_MESSAGES = 0xFEE  # bits 20 and up of an address that interrupts (SDM vol. 3, 11.11.1)
 
 
 class MsiSender:
@@ -27,7 +27,7 @@ class MsiSender:
 
         What names no LAPIC goes nowhere: the guest chose it.
         """
-        if not self._works or (address & 0xFFFF_FFFF) >> 20 != _LAPIC_MESSAGES:
+        if not self._works or (address & 0xFFFF_FFFF) >> 20 != LAPIC_MESSAGES:
             return
         with suppress(KvmError):
             self._vm.signal_msi(address, data & 0xFFFF_FFFF)

@@ -18,6 +18,7 @@ class Running(Attached):
     """Running a machine. `Machine` is made of this."""
 
     vcpus_have_run = False
+    _still = False  # devices stand still, for `pause()`
 
     @property
     def status(self) -> Status:
@@ -101,6 +102,10 @@ class Running(Attached):
     def _finish(
         self, outcome: Outcome, elapsed: float, marks: tuple[int, int], resets: int
     ) -> RunResult:
+        if self.io_threads and not self._still:
+            from pykvm.machine.virtio import settle
+
+            settle(self.whole)
         reason = outcome.reason
         result = RunResult(outcome, elapsed, self.exit_counts())
         result.resets = resets
@@ -175,15 +180,31 @@ class Running(Attached):
         self.control.post(Outcome(StopReason.STOPPED, 0))
 
     def pause(self) -> None:
-        """Parks every vCPU at a clean point: outside the guest, with no exit half-handled."""
+        """Parks every vCPU at a clean point: outside the guest, with no exit half-handled.
+
+        Then nothing is in flight in virtio devices, either, and no I/O thread runs.
+        """
         self._check_open()
         if self._status is Status.RUNNING:
             self.control.pause()
+            if self.virtio and not self._still:
+                from pykvm.machine.virtio import stand_still
+
+                self._still = True
+                stand_still(self.whole)
 
     def resume(self) -> None:
         """Lets a paused machine go on."""
         self._check_open()
+        self._go_on()
         self.control.resume()
+
+    def _go_on(self) -> None:
+        if self._still:
+            from pykvm.machine.virtio import go_on
+
+            self._still = False
+            go_on(self.whole)
 
     def request_stop(self, reason: StopReason, value: int | None = None, detail: str = "") -> None:
         """For devices: ends the run. Raises `Stop` in a vCPU's thread; posts it from others."""

@@ -60,7 +60,7 @@ class UserChips:
         ]
         if routes != self._routes:
             with suppress(KvmError):  # a message that KVM refuses is the guest's own affair
-                self.machine.vm.set_gsi_routing(routes)
+                self.machine.routes.set_pins(routes)
                 self._routes = routes
 
     # -- the PIC's output, as an IrqLine ---------------------------------------------------------

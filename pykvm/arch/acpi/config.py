@@ -107,7 +107,7 @@ class PciConfig(NamedTuple):
 
 
 class MmioDevice(NamedTuple):
-    """A virtio-mmio device: registers and interrupt."""
+    """A virtio-mmio device: registers and an edge-triggered interrupt."""
 
     base: int
     size: int

@@ -117,7 +117,7 @@ def _virtio(number: int, where: MmioDevice) -> bytes:
             "_CRS",
             resources.template(
                 resources.memory32_fixed(where.base, where.size),
-                resources.interrupt(where.gsi),
+                resources.interrupt(where.gsi, level=False),
             ),
         ),
     )

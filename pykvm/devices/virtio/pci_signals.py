@@ -62,35 +62,32 @@ class VectorSignals:
 
     def _place(self, index: int) -> None:
         wanted = self._wanted(index)
+        vector = None if wanted is None else self._aim(*wanted)
         held = self._attached.get(index)
-        if held is not None and (wanted is None or held[0] != wanted[0]):
-            if wanted is None:
-                self._events.listen(index, self._heard)
+        if held is not None:
+            if wanted is not None and vector is not None and held[0] == wanted[0]:
+                return
+            self._events.listen(index, self._heard)
             del self._attached[index]
             held[1].remove()
-            held = None
-        if wanted is None:
+        if wanted is None or vector is None or not self._hand_over(index, wanted[0], vector):
             self._events.listen(index, self._heard)
-            return
-        vector = self._aim(*wanted)
-        if held is not None:
-            return
+
+    def _hand_over(self, index: int, number: int, vector: MessageVector) -> bool:
+        """KVM takes the signals of a queue from now on; False if it cannot."""
         fd = self._events.signal_fd(index)
-        attached = None
-        if vector is not None:
-            self._events.unlisten(index)
-            before = drain(fd)
-            attached = vector.attach(fd)
-        if attached is None:
-            self._events.listen(index, self._heard)
-            return
-        self._attached[index] = wanted[0], attached
-        # KVM has seen what was written since; what a listener had not taken yet is sent now.
-        drain(fd)
-        if before:
+        self._events.unlisten(index)
+        before = drain(fd)
+        attached = vector.attach(fd)
+        if attached is not None:
+            self._attached[index] = number, attached
+            drain(fd)  # KVM has seen what was written since
+        if before:  # what the listener had not taken yet
             self._function.queue_interrupt(index)
+        return attached is not None
 
     def _aim(self, number: int, address: int, data: int) -> MessageVector | None:
+        """The vector, with that message; None where there is none for it."""
         vector = self._vectors.get(number)
         if vector is None:
             assert self._irqfds is not None
@@ -99,7 +96,8 @@ class VectorSignals:
                 return None
             self._vectors[number] = vector
         if self._aims.get(number) != (address, data):
-            vector.aim(address, data)
+            if not vector.aim(address, data):
+                return None
             self._aims[number] = address, data
         return vector
 

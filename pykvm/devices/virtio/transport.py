@@ -60,8 +60,9 @@ class LineIrqFd(Protocol):
 class MessageVector(Protocol):
     """One message that eventfds send."""
 
-    def aim(self, address: int, data: int) -> None:
-        """What is sent from now on: a guest-physical address and 32 bits of data."""
+    def aim(self, address: int, data: int) -> bool:
+        """What is sent from now on: a guest-physical address and 32 bits of data. False, and
+        nothing changes, for a message that goes nowhere."""
 
     def attach(self, fd: int) -> Removable | None:
         """Writes to `fd` send it, until removed. None where the machine cannot."""

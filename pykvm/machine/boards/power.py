@@ -29,7 +29,7 @@ def route_timer(machine: Machine) -> None:
             if route.gsi == 0:
                 route = IrqchipRoute(0, IOAPIC, TIMER_PIN)
         routes.append(route)
-    machine.vm.set_gsi_routing(routes)
+    machine.routes.set_pins(routes)
 
 
 class ResetLine(Device):
