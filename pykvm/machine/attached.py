@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pykvm.devices.net.backend import NetBackend
     from pykvm.devices.pc import I8042, AcpiPm
     from pykvm.devices.virtio import VirtioDevice, VirtioMmio, VirtioPci
+    from pykvm.devices.virtio.device import Queues
     from pykvm.devices.virtio.net import VirtioNet
     from pykvm.kvm.accounting import TraceRecord
     from pykvm.kvm.exits import Exit
@@ -301,6 +302,8 @@ class Attached(Extras):
         legacy: bool = False,
         transport: TransportKind = "auto",
         direct: bool = True,
+        queues: Queues | None = None,
+        features_off: int = 0,
     ) -> VirtioMmio | VirtioPci:
         """Puts a virtio device on the board; before `load()`, whose tables tell the kernel of it.
 
@@ -308,12 +311,14 @@ class Attached(Extras):
         result is that transport. The machine's I/O thread works for it; `io_thread`: True gives it
         one of its own, False none (the vCPU's thread does the work). `vectors`: MSI-X vectors, one
         a queue and one more unless given. `legacy`: drivers from before VIRTIO 1.0 can use it, too
-        (PCI). `direct`: kicks and interrupts bypass this process where KVM can. Raises
+        (PCI). `direct`: kicks and interrupts bypass this process where KVM can. `queues`: "native"
+        or "reference" walks the rings; `features_off`: bits that are not offered. Raises
         `MachineError`.
         """
         from pykvm.machine.virtio import add_virtio
 
         self._check_open()
+        device.use(queues=queues, features_off=features_off)
         return add_virtio(
             self.whole, device, io_thread=io_thread, vectors=vectors, legacy=legacy,
             transport=transport, direct=direct,
