@@ -82,7 +82,6 @@ int virtio_find(struct virtio *device, unsigned id, unsigned nth);
 int virtio_start(struct virtio *device, uint64_t wanted);
 int virtio_queue(struct virtio *device, struct queue *queue, unsigned index, unsigned most);
 int virtio_ready(struct virtio *device);
-void virtio_interrupts(struct virtio *device, unsigned vector);
 int virtio_broken(struct virtio *device);
 void *pages(unsigned n);
 
@@ -90,6 +89,9 @@ void *pages(unsigned n);
 int queue_add(struct queue *queue, const struct piece *pieces, unsigned n, void *token);
 void queue_kick(struct queue *queue);
 void *queue_take(struct queue *queue, uint32_t *written);
+
+/* waiting (virtio_wait.c) */
+void virtio_interrupts(struct virtio *device, unsigned n);
 void *queue_wait(struct queue *queue, uint32_t *written);
 
 /* transports (virtio_mmio.c, virtio_pci.c): the nth device of this type, 1 if there is one */
@@ -116,6 +118,31 @@ int blk_open(struct blk *disk, unsigned nth, unsigned queue_size);
 int blk_submit(struct blk *disk, struct blk_request *request, enum blk_type type, uint64_t sector,
                void *data, uint32_t bytes);
 int blk_do(struct blk *disk, enum blk_type type, uint64_t sector, void *data, uint32_t bytes);
+
+/* network (virtio_net.c) */
+enum { NET_FRAME = 2036 };
+
+struct net_buffer { /* what is in a queue: virtio's header, then the frame */
+    struct {
+        uint8_t flags, gso_type;
+        uint16_t header_length, gso_size, checksum_start, checksum_offset, buffers;
+    } header;
+    uint8_t frame[NET_FRAME]; /* from the destination's MAC address on, without the checksum */
+};
+
+struct net {
+    struct virtio virtio;
+    struct queue receive, transmit;
+    uint8_t mac[6];
+};
+
+int net_open(struct net *net, unsigned nth, unsigned queue_size);
+int net_post(struct net *net, struct net_buffer *buffer);
+struct net_buffer *net_receive(struct net *net, unsigned *bytes);
+int net_send(struct net *net, struct net_buffer *buffer, unsigned bytes);
+
+/* random numbers (virtio_rng.c) */
+int rng_read(struct virtio *device, struct queue *queue, void *to, uint32_t bytes);
 
 /* small helpers: volatile accesses of one width */
 static inline uint8_t get8(volatile uint8_t *at) { return *at; }

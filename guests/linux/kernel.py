@@ -1,5 +1,5 @@
 """Builds the minimal Linux kernels: `python guests/linux/kernel.py mmio|pc` prints the folder that
-holds `vmlinux`, `bzImage`, `System.map` and `config`.
+holds `vmlinux`, `bzImage`, `System.map`, `config` and, flat in `lib/modules`, the modules.
 
 The source is Debian's `linux-source-6.1`, not patched. A kernel is kept in the cache under a name
 made from the source's version and the configuration, so it is built once, in some minutes.
@@ -125,11 +125,15 @@ def _build(variant: str, target: pathlib.Path) -> None:
     lost = [k for k, v in settings(fragment(variant)).items() if got.get(k) != v]
     if lost:
         raise BuildError(f"settings without effect: {', '.join(lost)}")
-    make("vmlinux", "bzImage")
+    make("vmlinux", "bzImage", "modules")
     done = target.with_name(target.name + ".done")
     shutil.rmtree(done, ignore_errors=True)
     done.mkdir()
     packages.output_of("strip", "--strip-debug", "-o", str(done / "vmlinux"), str(work / "vmlinux"))
+    (done / "lib/modules").mkdir(parents=True)
+    for module in work.rglob("*.ko"):
+        stripped = done / "lib/modules" / module.name
+        packages.output_of("strip", "--strip-debug", "-o", str(stripped), str(module))
     shutil.copy(work / "arch/x86/boot/bzImage", done / "bzImage")
     shutil.copy(work / "System.map", done / "System.map")
     shutil.copy(work / ".config", done / "config")

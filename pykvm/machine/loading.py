@@ -25,7 +25,8 @@ def shipped(image: Any) -> GuestImage | None:
 
 def add_defaults(guest: GuestImage, options: dict[str, Any]) -> None:
     """How a shipped guest wants to be loaded, where `options` do not say otherwise."""
-    if options.get("format") == "auto":
+    # An ELF guest gets a command line by its PVH entry, which the loader finds.
+    if options.get("format") == "auto" and not (guest.format == "elf" and options.get("cmdline")):
         options["format"] = guest.format
     if guest.format == "flat":  # others say these themselves
         for key in ("load", "entry", "mode"):
