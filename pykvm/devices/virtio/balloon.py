@@ -342,7 +342,7 @@ class VirtioBalloon(VirtioDevice):
             self._target = target if memory is None else min(target, memory.size // PAGE)
             self._actual, self._poison, self._command = actual, poison, command
             self._hinting = hinting
-            self._held = _chain(held) if held else None
+            self._held = Chain(*held) if held else None
             self._arm()
 
         return commit
@@ -357,15 +357,7 @@ class VirtioBalloon(VirtioDevice):
 
 def _words(chain: Chain) -> list[int]:
     """What a request is to its queue: head, slots and position."""
-    return [chain.head, getattr(chain, "count", 1), getattr(chain, "position", 0)]
-
-
-def _chain(words: list[int]) -> Chain:
-    chain = Chain(words[0])
-    for name, word in zip(("count", "position"), words[1:], strict=False):
-        if hasattr(chain, name):
-            setattr(chain, name, word)
-    return chain
+    return [chain.head, chain.count, chain.position]
 
 
 def _pages(size: int | str) -> int:

@@ -16,7 +16,7 @@ from pykvm.devices.chardev.base import Chardev
 from pykvm.devices.state import StateReader
 from pykvm.devices.virtio.buffers import gather, scatter
 from pykvm.devices.virtio.console_port import ConsolePort
-from pykvm.devices.virtio.device import DRIVER_OK, Commit, VirtioDevice
+from pykvm.devices.virtio.device import Commit, VirtioDevice
 from pykvm.devices.virtio.queue import QueueError, VirtQueue
 
 DEVICE_ID = 3
@@ -72,6 +72,7 @@ class VirtioConsole(VirtioDevice):
         # Control messages that wait for a buffer: the newest for each port and event.
         self._messages: dict[tuple[int, int], bytes] = {}
         self._guest_ready = False
+        self._held_back = False  # output waits for a back end, which is asked again
         self.ports: dict[int, ConsolePort] = {}
         self._new_port(0, "", backend).is_console = True
 
@@ -178,10 +179,12 @@ class VirtioConsole(VirtioDevice):
                 queue.push(chain, 0)
         finally:
             self.finish(queue)
+        self._held_back = True
         self._timer.arm(self._clock.now_ns() + _RETRY_NS)
 
     def _retry(self) -> None:
         """Back ends that had no room may have some now; input and messages may have waited."""
+        self._held_back = False
         for index, port in list(self.ports.items()):
             self.kick(self._queue_numbers(index)[1])
             port.offer()
@@ -324,7 +327,7 @@ class VirtioConsole(VirtioDevice):
     def device_reset(self) -> None:
         """The guest knows no port."""
         self._timer.cancel()
-        self._guest_ready = False
+        self._guest_ready = self._held_back = False
         self._messages.clear()
         for port in self.ports.values():
             port.power_on()
@@ -339,6 +342,7 @@ class VirtioConsole(VirtioDevice):
             **super().state(),
             "console_size": list(self.size),
             "console_ready": self._guest_ready,
+            "console_held_back": self._held_back,
             "console_ports": [word for port in ports for word in port],
             "console_messages": [
                 byte for m in self._messages.values() for byte in (len(m), *m)
@@ -349,7 +353,7 @@ class VirtioConsole(VirtioDevice):
         """Reads them back; the ports must be those that there were."""
         base = super().take(take)
         size = take.integers("console_size", 2, 0xFFFF, least=2)
-        ready = take.boolean("console_ready")
+        ready, held_back = take.boolean("console_ready"), take.boolean("console_held_back")
         words = take.integers("console_ports", 4 * MAX_PORTS, MAX_PORTS)
         raw = bytes(take.integers("console_messages", 1 << 16, 0xFF))
         if len(words) % 4 or words[0::4] != sorted(self.ports):
@@ -371,7 +375,8 @@ class VirtioConsole(VirtioDevice):
                 port = self.ports[words[at]]
                 port.ready, port.guest_open = bool(words[at + 1]), bool(words[at + 2])
                 port.is_console = bool(words[at + 3])
-            if self.status & DRIVER_OK:
+            self._held_back = held_back
+            if held_back:
                 self._timer.arm(self._clock.now_ns())
 
         return commit

@@ -10,7 +10,7 @@ from pykvm.datapath.statistics import IoStatistics
 from pykvm.devices.base import Clock, MonotonicClock
 from pykvm.devices.state import StateReader
 from pykvm.devices.virtio.buffers import scatter
-from pykvm.devices.virtio.device import DRIVER_OK, Commit, VirtioDevice
+from pykvm.devices.virtio.device import Commit, VirtioDevice
 from pykvm.devices.virtio.queue import QueueError, VirtQueue
 from pykvm.errors import PykvmError
 
@@ -54,7 +54,8 @@ class VirtioRng(VirtioDevice):
         if clock is None:
             clock = self._own_clock = MonotonicClock()
         self._clock = clock
-        self._timer = clock.timer(lambda: self.kick(0))
+        self._timer = clock.timer(self._again)
+        self._waiting = False
         #: A regular file that served as source has been read to its end.
         self.exhausted = False
 
@@ -136,22 +137,34 @@ class VirtioRng(VirtioDevice):
     def _wait(self, nanoseconds: int) -> None:
         if self.exhausted:
             return
+        self._waiting = True
         self._timer.arm(self._clock.now_ns() + max(nanoseconds, 1_000_000))
+
+    def _again(self) -> None:
+        self._waiting = False
+        self.kick(0)
 
     # -- life ----------------------------------------------------------------------------------
 
     def device_reset(self) -> None:
         """Nobody waits any more."""
         self._timer.cancel()
+        self._waiting = False
+
+    def state(self) -> dict[str, object]:
+        """The base class's, and whether a request waits."""
+        return {**super().state(), "rng_waiting": self._waiting}
 
     def take(self, take: StateReader) -> Commit:
         """As the base class; requests that waited when the state was saved go on."""
         base = super().take(take)
+        waiting = take.boolean("rng_waiting")
 
         def commit() -> None:
             base()
             self._timer.cancel()
-            if self.status & DRIVER_OK:
+            self._waiting = waiting
+            if waiting:
                 self._timer.arm(self._clock.now_ns())
 
         return commit
