@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 from virtio_driver import DONE, DriverQueue, Transport, start
 
@@ -44,11 +45,16 @@ class NetDriver:
         self.data = base + 0x1000 * (2 * pairs + 1)
         transport.set_status(DONE)
         assert transport.status() == DONE
-        self.at: list[dict[int, int]] = [{} for _ in range(pairs)]
+        self.at: list[dict[int, tuple[int, int]]] = [{} for _ in range(pairs)]
         if fill:
             for pair in range(pairs):
                 for slot in range(size):
                     self.give(pair, self.place(pair, slot))
+                self.refill(pair)
+
+    def wait(self, done: Callable[[], object]) -> None:
+        """For what the device does in a thread of its own; here it has none."""
+        assert done()
 
     def _queue(self, index: int, place: int, size: int) -> DriverQueue:
         queue = DriverQueue(self.memory, place, size)
@@ -63,7 +69,7 @@ class NetDriver:
         """One receive buffer for the device."""
         address = self.place(pair, 0) if address is None else address
         head = self.rx[pair].add([(address, length, True)])
-        self.at[pair][head] = address
+        self.at[pair][head] = address, length
 
     def refill(self, pair: int = 0) -> None:
         self.transport.kick(2 * pair)
@@ -72,8 +78,8 @@ class NetDriver:
         """(header, frame) of what arrived; the buffers go back."""
         found, pieces, left = [], b"", 0
         head: tuple[int, ...] = ()
-        for index, written in self.rx[pair].used():
-            address = self.at[pair].pop(index)
+        done = [(self.at[pair].pop(index), written) for index, written in self.rx[pair].used()]
+        for (address, length), written in done:
             if written:
                 data = self.memory.read(address, written)
                 if not left:
@@ -86,7 +92,7 @@ class NetDriver:
                     found.append((head, pieces))
                     pieces = b""
             if again:
-                self.give(pair, address)
+                self.give(pair, address, length)
         assert not left, "a part of a frame is missing"
         return found
 
@@ -119,5 +125,7 @@ class NetDriver:
         buffers = [(place + n, min(step, len(data) - n), False) for n in range(0, len(data), step)]
         self.control.add([*buffers, (place + 0x3FF, 1, True)])
         self.transport.kick(self.control_index)
-        assert len(self.control.used()) == 1
+        done: list[tuple[int, int]] = []
+        self.wait(lambda: done.extend(self.control.used()) or done)
+        assert len(done) == 1
         return self.memory.read_u8(place + 0x3FF)

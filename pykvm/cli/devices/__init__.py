@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 #: Module -> its options, as argparse names them ("--no-x" is no_x), with their defaults.
 FAMILIES: dict[str, dict[str, Any]] = {
     "disk": {"disk": [], "cdrom": [], "snapshot": False},
+    "net": {"net": []},
     "small": {
         "rng": None, "balloon": None, "console": None, "port": [], "virtio_mem": None, "pmem": [],
         "input": [], "gpu": None, "gpu_screenshot": None, "serial2": None,

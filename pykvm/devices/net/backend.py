@@ -34,6 +34,8 @@ class NetBackend:
     offloads = 0
     #: The MTU that the guest should use, in bytes; None: the guest's own affair.
     mtu: int | None = None
+    #: Whether its ports are file descriptors that the native engine can use.
+    native = True
     #: Whether a lost connection may come back: the device asks `reconnect` then.
     reconnects = False
 

@@ -142,6 +142,7 @@ class CallNet(NetBackend):
     """Frames go to the function `transmit`; `feed` gives frames to the guest. For labs."""
 
     name = "call"
+    native = False
 
     def __init__(self, transmit: Callable[[bytes], object]) -> None:
         super().__init__()

@@ -18,6 +18,8 @@ from pykvm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pykvm.datapath.net import StreamState
+
 _AGAIN = (errno.EAGAIN, errno.ENOBUFS)
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.EBADFD, errno.ENODEV)
 _LENGTH = struct.Struct(">I")
@@ -34,7 +36,11 @@ class Port:
 
     fd = -1
     stream = False
+    #: Whether an empty read means that the peer has closed.
+    ends = False
     header = 0
+    #: The native data path's parts of frames, for streams.
+    state: StreamState | None = None
 
     def receive(self) -> bytes | bytearray | None:
         """The next frame with its header, None when there is none now. Raises `PortLostError`."""
@@ -73,7 +79,6 @@ class PacketPort(Port):
         os.set_blocking(fd, False)
         self.fd = fd
         self.header = header
-        #: Whether an empty read means that the peer has closed (seqpacket).
         self.ends = ends
         self._buffer = bytearray(MAX_HEADER + MAX_FRAME)
 

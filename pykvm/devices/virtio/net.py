@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pykvm.datapath.limits import RateLimit
+from pykvm.datapath.net import NetDrops
 from pykvm.datapath.statistics import IoStatistics
 from pykvm.devices.net.backend import NetBackend, NetError
 from pykvm.devices.state import StateReader
 from pykvm.devices.virtio import net_control
 from pykvm.devices.virtio import net_features as f
-from pykvm.devices.virtio.device import VERSION_1, VirtioDevice
+from pykvm.devices.virtio.device import VERSION_1, Transport, VirtioDevice
 from pykvm.devices.virtio.net_filter import RxFilter
-from pykvm.devices.virtio.net_path import Drops, NetPath, PythonPath
+from pykvm.devices.virtio.net_path import NetPath, PythonPath
 from pykvm.devices.virtio.queue import QueueError, VirtQueue
+from pykvm.memory import GuestMemory
 from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from pykvm.datapath.loop import TimerHandle
     from pykvm.devices.net.pcap import PcapWriter
+    from pykvm.devices.net.ports import Port
 
 DEVICE_ID = 1
 MAX_PAIRS = 64
@@ -78,7 +81,7 @@ class VirtioNet(VirtioDevice):
         self.limit_in = limit_in or RateLimit()
         self.limit_out = limit_out or RateLimit()
         self.statistics = IoStatistics(["receive", "transmit"])
-        self.drops = Drops()
+        self.drops = NetDrops()
         self.native = native
         #: Called when the device is closed: gives back what belongs to it alone.
         self.on_close: Callable[[], object] | None = None
@@ -229,6 +232,8 @@ class VirtioNet(VirtioDevice):
     def activated(self) -> None:
         """Starts moving frames."""
         self.filter.vlans_on = bool(self.has & f.CTRL_VLAN)
+        if self.native_queues:  # without MQ the control queue is the third
+            self.native_queues = frozenset(range(self._control))
         self._restart()
 
     def _restart(self) -> None:
@@ -255,8 +260,20 @@ class VirtioNet(VirtioDevice):
         if not self.backend.connected:
             self._try_later()
 
-    def _path(self, receive: VirtQueue, transmit: VirtQueue, port: object) -> NetPath:
-        return PythonPath(self, receive, transmit, port)  # type: ignore[arg-type]
+    def _path(self, receive: VirtQueue, transmit: VirtQueue, port: Port | None) -> NetPath:
+        if self.native_queues:
+            from pykvm.devices.virtio.net_native import NativePath
+
+            return NativePath(self, receive, transmit, port)
+        return PythonPath(self, receive, transmit, port)
+
+    def attach(self, transport: Transport, memory: GuestMemory) -> None:
+        """Decides who moves the frames."""
+        super().attach(transport, memory)
+        from pykvm.devices.virtio.net_native import suits
+
+        if suits(self):
+            self.native_queues = frozenset(range(2 * self.max_pairs))
 
     def _stop_paths(self) -> None:
         paths, self._paths = self._paths, []

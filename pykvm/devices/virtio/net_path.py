@@ -20,26 +20,9 @@ from pykvm.typed import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from pykvm.devices.virtio.net import VirtioNet
 
-REASONS = ("filtered", "no_room", "bad", "refused", "no_link", "stalled")
 #: Seconds that a peer may take nothing before frames for it are dropped instead of kept waiting.
 STALL = 1.0
 _BATCH = 64
-
-
-class Drops:
-    """Frames that went nowhere, by reason.
-
-    `filtered`: the driver does not want them; `no_room`: they do not fit into its buffers; `bad`:
-    too short, too long, or with a header that was not negotiated; `refused`: by the host;
-    `no_link`: sent without carrier; `stalled`: the peer takes nothing.
-    """
-
-    def __init__(self) -> None:
-        self.filtered = self.no_room = self.bad = self.refused = self.no_link = self.stalled = 0
-
-    def as_dict(self) -> dict[str, int]:
-        """All of them."""
-        return {reason: getattr(self, reason) for reason in REASONS}
 
 
 class NetPath(Protocol):
