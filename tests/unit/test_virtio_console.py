@@ -105,14 +105,14 @@ def test_the_ports_are_told_with_their_names() -> None:
     bench.control(0, DEVICE_READY)
     assert bench.messages() == [(0, PORT_ADD, 1, b""), (1, PORT_ADD, 1, b"")]
     bench.control(0, PORT_READY)
-    size = struct.pack("<HH", 30, 100)
+    size = struct.pack("<HH", 100, 30)
     assert bench.messages() == [
         (0, CONSOLE_PORT, 1, b""), (0, RESIZE, 0, size), (0, PORT_OPEN, 1, b""),
     ]  # fmt: skip
     bench.control(1, PORT_READY)
     assert bench.messages() == [(1, PORT_NAME, 1, b"org.example.0"), (1, PORT_OPEN, 1, b"")]
     bench.console.resize(90, 20)
-    assert bench.messages() == [(0, RESIZE, 0, struct.pack("<HH", 20, 90))]
+    assert bench.messages() == [(0, RESIZE, 0, struct.pack("<HH", 90, 20))]
     bench.driver.ask(5, b"to port 1")
     assert (other.data, bench.backend.data) == (b"to port 1", b"")
 

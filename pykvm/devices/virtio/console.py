@@ -40,14 +40,14 @@ class VirtioConsole(VirtioDevice):
     - `ports`: how many ports there can be, the console included; 1 leaves MULTIPORT out.
     - `size`: (columns, rows) of the console, if known; `resize` tells the guest of another.
     - `rows_first`: the RESIZE message has the rows before the columns, against 5.3.6.2, as Linux
-      reads it.
+      read it before that was mended in 2025.
 
     Back ends are connected here and started and closed by whoever made them.
     """
 
     def __init__(
         self, backend: Chardev | None = None, *, ports: int = 8,
-        size: tuple[int, int] | None = None, rows_first: bool = True, queue_size: int = 64,
+        size: tuple[int, int] | None = None, rows_first: bool = False, queue_size: int = 64,
         clock: Clock | None = None, name: str = "virtio-console",
     ) -> None:  # fmt: skip
         if not 1 <= ports <= MAX_PORTS:
