@@ -3,6 +3,7 @@
 #define PYKVM_BLK_UNSAFE 4
 #define PYKVM_BLK_DEVICE 8
 #define PYKVM_BLK_THREADS 16
+#define PYKVM_BLK_GUARDED 32
 enum { PYKVM_BLK_STOPPED = 0, PYKVM_BLK_EVENT = 1 };
 enum { PYKVM_BLK_BROKEN = 1, PYKVM_BLK_FAILED = 2 };
 #define PYKVM_BLK_STATS 5
@@ -34,3 +35,4 @@ void pykvm_blk_stop(struct pykvm_blk *b);
 void pykvm_blk_wake(struct pykvm_blk *b);
 int pykvm_blk_uses_uring(struct pykvm_blk *b);
 uint32_t pykvm_blk_in_flight(struct pykvm_blk *b);
+int pykvm_blk_looks_foreign(const uint8_t *sector, int last);

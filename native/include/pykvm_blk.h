@@ -12,6 +12,7 @@ enum { /* pykvm_blk_config.flags */
     PYKVM_BLK_UNSAFE = 4,       /* FLUSH does nothing */
     PYKVM_BLK_DEVICE = 8,       /* a block device */
     PYKVM_BLK_THREADS = 16,     /* no io_uring */
+    PYKVM_BLK_GUARDED = 32,     /* writes that make it look like another format are refused */
 };
 enum { PYKVM_BLK_STOPPED = 0, PYKVM_BLK_EVENT = 1 };             /* pykvm_blk_run() */
 enum { PYKVM_BLK_BROKEN = 1, PYKVM_BLK_FAILED = 2 };             /* pykvm_blk_event.kind */
@@ -63,4 +64,6 @@ void pykvm_blk_stop(struct pykvm_blk *b);        /* after a pause that is not re
 void pykvm_blk_wake(struct pykvm_blk *b);        /* limits have changed */
 int pykvm_blk_uses_uring(struct pykvm_blk *b);   /* 1, 0; -1: not run yet */
 uint32_t pykvm_blk_in_flight(struct pykvm_blk *b);
+/* Whether a sector of 512 bytes, the first or the `last` of a file, is another format's header. */
+int pykvm_blk_looks_foreign(const uint8_t *sector, int last);
 #endif

@@ -92,6 +92,9 @@ int blk_submit(struct pykvm_blk *b, struct blk_request *r);  /* 1: ended at once
 int blk_moved(struct blk_request *r, int64_t result);        /* 1: ended (r->error); 0: go on */
 void blk_perform(struct pykvm_blk *b, struct blk_request *r);
 void blk_unbounce(struct pykvm_blk *b, struct blk_request *r);
+/* blk_guard.c */
+int blk_guarded(struct pykvm_blk *b, struct blk_request *r);
+int blk_foreign(struct pykvm_blk *b, struct blk_request *r, const uint8_t *data);
 /* blk_pool.c */
 void blk_pool_start(struct pykvm_blk *b);
 void blk_pool_give(struct pykvm_blk *b, struct blk_request *r);

@@ -16,24 +16,8 @@
 
 static uint8_t zeros[1 << 16];
 
-/* O_DIRECT has its terms: what does not meet them gets a bounce buffer, or is done alone. */
-int blk_prepare(struct pykvm_blk *b, struct blk_request *r)
+static int bounce(struct pykvm_blk *b, struct blk_request *r)
 {
-    if (!(b->c.flags & PYKVM_BLK_DIRECT) || (r->type != T_IN && r->type != T_OUT))
-        return 0;
-    if ((r->offset | r->length) & (b->c.align - 1)) {
-        r->alone = 1;
-        return 0;
-    }
-    uint64_t bits = 0;
-    for (uint32_t i = 0; i < r->count; i++)
-        bits |= (uintptr_t)r->iov[i].iov_base | r->iov[i].iov_len;
-    if (!(bits & (b->c.memory_align - 1)))
-        return 0;
-    if (b->bounced + r->length > BLK_BOUNCE) {
-        r->alone = 1;
-        return 0;
-    }
     if (posix_memalign(&r->bounce, 4096, r->length)) {
         r->bounce = NULL;
         return ENOMEM;
@@ -47,6 +31,38 @@ int blk_prepare(struct pykvm_blk *b, struct blk_request *r)
     r->iov = &r->bounce_iov;
     r->count = 1;
     return 0;
+}
+
+/* O_DIRECT has its terms: what does not meet them gets a bounce buffer, or is done alone. */
+int blk_prepare(struct pykvm_blk *b, struct blk_request *r)
+{
+    if (blk_guarded(b, r)) { /* the copy is what is written: the guest may change the original */
+        int error = b->bounced + r->length > BLK_BOUNCE ? ENOMEM : bounce(b, r);
+        if (!error && blk_foreign(b, r, r->bounce))
+            error = EPERM;
+        if (error)
+            return error;
+    }
+    if (!(b->c.flags & PYKVM_BLK_DIRECT) || (r->type != T_IN && r->type != T_OUT))
+        return 0;
+    if ((r->offset | r->length) & (b->c.align - 1)) {
+        r->alone = 1;
+        return 0;
+    }
+    if (r->bounce)
+        return 0;
+    uint64_t places = 0, lengths = 0;
+    for (uint32_t i = 0; i < r->count; i++) {
+        places |= (uintptr_t)r->iov[i].iov_base;
+        lengths |= r->iov[i].iov_len;
+    }
+    if (!(places & (b->c.memory_align - 1)) && !(lengths & (b->c.align - 1)))
+        return 0;
+    if (b->bounced + r->length > BLK_BOUNCE) {
+        r->alone = 1;
+        return 0;
+    }
+    return bounce(b, r);
 }
 
 void blk_unbounce(struct pykvm_blk *b, struct blk_request *r)

@@ -45,6 +45,8 @@ class File(Protocol):
     def align(self) -> int: ...
     @property
     def memory_align(self) -> int: ...
+    @property
+    def guarded(self) -> bool: ...
 
 
 class Bounds(NamedTuple):
@@ -85,7 +87,7 @@ class BlkEngine:
         flags = (
             read_only * lib.PYKVM_BLK_READ_ONLY | file.direct * lib.PYKVM_BLK_DIRECT
             | unsafe * lib.PYKVM_BLK_UNSAFE | file.block_device * lib.PYKVM_BLK_DEVICE
-            | (not uring) * lib.PYKVM_BLK_THREADS
+            | (not uring) * lib.PYKVM_BLK_THREADS | file.guarded * lib.PYKVM_BLK_GUARDED
         )  # fmt: skip
         config = ffi.new(
             "struct pykvm_blk_config *",

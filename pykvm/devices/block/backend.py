@@ -55,6 +55,8 @@ class NativeFile(NamedTuple):
     block_device: bool = False
     align: int = SECTOR
     memory_align: int = SECTOR
+    #: A write that makes the first or last sector look like another format's is refused.
+    guarded: bool = False
 
 
 class BlockBackend(ABC):

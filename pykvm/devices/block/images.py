@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 
-from pykvm.devices.block.backend import SECTOR, BlockBackend, BlockError
+from pykvm.devices.block.backend import SECTOR, BlockBackend, BlockError, Cache
 from pykvm.devices.block.images_chain import Layer, close_layers, open_chain
 from pykvm.devices.block.images_detect import driver_of
 from pykvm.devices.block.nbd import NbdDisk
 from pykvm.devices.block.nbd_uri import NbdAddress
-from pykvm.typed import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pykvm.devices.block.images_open import Cache
+from pykvm.typed import Any
 
 _COW_DRIVERS = {"qcow2", "qcow", "qed", "vmdk"}
 _SECONDS = 300.0  # for one request: the child ends it, or its end does

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 
-from pykvm.devices.block.backend import BlockBackend, BlockError
+from pykvm.devices.block.backend import CACHES, BlockBackend, BlockError, Cache
 from pykvm.devices.block.images_detect import detect, driver_of
 from pykvm.devices.block.nbd_uri import is_uri
-from pykvm.typed import TYPE_CHECKING, Literal
+from pykvm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.devices.block.nbd import NbdDisk
-
-Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
-CACHES: tuple[Cache, ...] = ("writeback", "none", "writethrough", "directsync", "unsafe")
 
 
 def open_image(
@@ -83,6 +80,10 @@ def _open_file(
         from pykvm.devices.block.images import ImageDisk
 
         return ImageDisk(path, kind, read_only, cache=cache)
+    if format == "auto":
+        from pykvm.devices.block.images_raw import ProbedRaw
+
+        return ProbedRaw(path, read_only, cache=cache)
     from pykvm.devices.block.raw import RawFile
 
-    return RawFile(path, read_only)
+    return RawFile(path, read_only, cache=cache)

@@ -269,14 +269,21 @@ class NbdDisk(BlockBackend):
         if end > start:
             self._wait(BlockRequest(DISCARD, start, end - start))
 
-    def write_zeroes(self, offset: int, length: int, unmap: bool = True) -> None:
-        """NBD_CMD_WRITE_ZEROES where the server has it; it may give storage back if `unmap`."""
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """NBD_CMD_WRITE_ZEROES where the server has it; it may give storage back."""
+        self._zero(offset, length, False)
+
+    def zero_in_place(self, offset: int, length: int) -> None:
+        """The same; the server keeps the storage."""
+        self._zero(offset, length, True)
+
+    def _zero(self, offset: int, length: int, keep: bool) -> None:
         self.check(offset, length, writing=True)
         least = self._export.min_block
         if offset % least or length % least or offset + length > self._bytes:
             super().write_zeroes(offset, length)
         else:
-            self._wait(BlockRequest(WRITE_ZEROES, offset, length, keep=not unmap))
+            self._wait(BlockRequest(WRITE_ZEROES, offset, length, keep=keep))
 
     def block_status(self, offset: int, length: int) -> list[Extent]:
         """What is allocated and what reads as zeros; all data where the server does not say."""
