@@ -20,7 +20,7 @@ from pykvm.errors import PykvmError
 from pykvm.typed import TypeVar
 
 _Result = TypeVar("_Result")
-_BATCH = 64  # descriptors that are served between two looks at the posts and timers
+_BATCH = 256  # descriptors that are served between two looks at the posts and timers
 
 
 class LoopError(PykvmError):
@@ -240,8 +240,9 @@ class IoThread:
         # Signals are for the threads that run vCPUs and for Python's main thread.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not self._stopping:
+            wait, posts = self._wait()  # what is ready now comes before what was posted by now
             try:
-                events = self._epoll.poll(self._wait(), _BATCH)
+                events = self._epoll.poll(wait, _BATCH)
             except OSError:
                 break
             for fd, _ in events:
@@ -250,22 +251,23 @@ class IoThread:
                 else:
                     self._serve(fd)
             self._due()
-            for _ in range(len(self._posts)):
+            for _ in range(posts):
                 self._invoke(self._posts.popleft() if self._posts else _nothing)
         if self._stopping:
             self._close()
 
-    def _wait(self) -> float | None:
+    def _wait(self) -> tuple[float | None, int]:
+        """How long there is nothing to do, and how many posts there are."""
         with self._changed:
             if self._paused:
                 self._changed.wait_for(lambda: not self._paused or self._stopping)
             if self._stopping or self._posts:
-                return 0
+                return 0, len(self._posts)
             while self._timers and self._timers[0][2].cancelled:
                 heapq.heappop(self._timers)
             if not self._timers:
-                return None
-            return max(0.0, self._timers[0][0] - monotonic())
+                return None, 0
+            return max(0.0, self._timers[0][0] - monotonic()), 0
 
     def _unwake(self) -> None:
         try:
