@@ -48,6 +48,22 @@ class Extras:
     def _self(self) -> Machine:
         return cast("Machine", self)
 
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """What every virtio device did so far, by device name (a second one has "-1" behind it).
+
+        Plain values; may be called while the guest runs.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for device in self._self.virtio:
+            counters = getattr(device, "statistics", None)
+            if counters is not None:
+                name, n = device.name, 0
+                while name in found:
+                    n += 1
+                    name = f"{device.name}-{n}"
+                found[name] = counters.as_dict()
+        return found
+
     def add_rng(
         self, source: str | os.PathLike[str] = "", *, rate: int | None = None, **options: Any
     ) -> VirtioRng:

@@ -104,6 +104,7 @@ def test_a_balloon_takes_and_gives_back_real_memory() -> None:
             guest.request(0, struct.pack(f"<{len(part)}I", *part))
         assert full - blocks(m) >= 16 * MIB - MIB
         assert balloon.discarded == 16 * MIB
+        assert m.statistics()["virtio-balloon"]["inflate"]["bytes"] == 16 * MIB
         m.memory.fill(32 * MIB, 16 * MIB, 1)
         assert full - blocks(m) < MIB
         with pytest.raises(ValueError, match="more than the guest's"):
