@@ -18,7 +18,8 @@ struct pykvm_blk_config {
     struct pykvm_limit *limit;
     struct pykvm_stat *stats;
 };
-struct pykvm_blk_event { uint32_t kind, queue, request; uint64_t offset, length; int error; };
+struct pykvm_blk_event { uint32_t kind, queue, request; uint64_t offset, length; int error;
+                         uint32_t rule; uint64_t detail[3]; };
 struct pykvm_blk;
 struct pykvm_blk *pykvm_blk_new(const struct pykvm_blk_config *config);
 void pykvm_blk_free(struct pykvm_blk *b);

@@ -36,10 +36,12 @@ struct pykvm_blk_config {
 
 struct pykvm_blk_event {
     uint32_t kind;                /* 0: none */
-    uint32_t queue;               /* BROKEN: look at its vq->error; error 0: no room for a status */
+    uint32_t queue;               /* BROKEN: which, and what was in its vq; rule 0: a chain without */
     uint32_t request;             /* FAILED: the request's type, where, errno */
     uint64_t offset, length;
     int error;
+    uint32_t rule;                /* room for a status */
+    uint64_t detail[3];
 };
 
 struct pykvm_blk;

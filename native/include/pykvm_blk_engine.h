@@ -81,6 +81,8 @@ struct pykvm_blk {
     struct blk_request *jobs, **jobs_end, *finished;
 };
 
+/* blk.c */
+void blk_broke(struct pykvm_blk *b, struct blk_queue *q);    /* by the rule in its vq */
 /* blk_request.c */
 int blk_parse(struct pykvm_blk *b, struct blk_request *r);   /* 1: to be done; 0: r->status says */
 void blk_fail(struct pykvm_blk *b, struct blk_request *r, int error);

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #include "pykvm_blk_engine.h"
 
@@ -75,10 +74,13 @@ static int try_held(struct pykvm_blk *b, struct blk_queue *q, int64_t *wait, int
     return !q->held;
 }
 
-static void broke(struct pykvm_blk *b, struct blk_queue *q)
+void blk_broke(struct pykvm_blk *b, struct blk_queue *q)
 {
     b->broken = 1;
-    b->event = (struct pykvm_blk_event){.kind = PYKVM_BLK_BROKEN, .queue = q - b->queue};
+    b->event = (struct pykvm_blk_event){
+        .kind = PYKVM_BLK_BROKEN, .queue = q - b->queue, .rule = q->vq->error,
+        .detail = {q->vq->detail[0], q->vq->detail[1], q->vq->detail[2]},
+    };
     atomic_store(&b->attention, 1);
 }
 
@@ -93,12 +95,12 @@ static void serve(struct pykvm_blk *b, struct blk_queue *q, int64_t *wait)
         if (got <= 0) {
             q->look = 0;
             if (got < 0)
-                broke(b, q);
+                blk_broke(b, q);
             return;
         }
         if (!r->chain.writable) {
             q->vq->error = 0;
-            broke(b, q);
+            blk_broke(b, q);
             return;
         }
         b->free = r->next;
@@ -169,13 +171,11 @@ static void poll_on(struct pykvm_blk *b, int fd, uint64_t tag, uint8_t *armed)
 
 static int uring_start(struct pykvm_blk *b)
 {
+    /* The file is not registered: a ring is taken apart some time after close(2), and would hold the
+     * file, and with it the lock on the disk, until then. */
     unsigned entries = b->c.requests + b->c.queues + 2;
     if (b->c.flags & PYKVM_BLK_THREADS || pykvm_uring_open(&b->ring, entries) < 0)
         return 0;
-    if (syscall(__NR_io_uring_register, b->ring.fd, IORING_REGISTER_FILES, &b->c.fd, 1) < 0) {
-        pykvm_uring_close(&b->ring);
-        return 0;
-    }
     return 1;
 }
 

@@ -208,8 +208,7 @@ static int queue_up(struct pykvm_blk *b, struct blk_request *r)
     struct io_uring_sqe *s = pykvm_uring_sqe(&b->ring);
     if (!s)
         return 0;
-    s->fd = 0; /* of the registered files */
-    s->flags = IOSQE_FIXED_FILE;
+    s->fd = b->c.fd;
     s->user_data = (uintptr_t)r;
     if (r->type == T_FLUSH) {
         s->opcode = IORING_OP_FSYNC;

@@ -204,11 +204,8 @@ void blk_finish(struct pykvm_blk *b, struct blk_request *r, uint8_t status)
     *r->status = status;
     pykvm_stat_add(&b->c.stats[r->stat], status == S_OK ? r->asked : 0, b->now - r->start,
                    status != S_OK);
-    if (pykvm_vq_push(q->vq, &r->chain, written) < 0 && !b->broken) {
-        b->broken = 1;
-        b->event = (struct pykvm_blk_event){.kind = PYKVM_BLK_BROKEN, .queue = q - b->queue};
-        atomic_store(&b->attention, 1);
-    }
+    if (pykvm_vq_push(q->vq, &r->chain, written) < 0 && !b->broken)
+        blk_broke(b, q);
     q->pushed = 1;
     r->next = b->free;
     b->free = r;

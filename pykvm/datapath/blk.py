@@ -153,7 +153,7 @@ class BlkEngine:
         while lib.pykvm_blk_run(c) == lib.PYKVM_BLK_EVENT:
             lib.pykvm_blk_take_event(c, event)
             if event.kind == lib.PYKVM_BLK_BROKEN:
-                self._queue_broke(event.queue)
+                self._queue_broke(event)
             elif event.kind == lib.PYKVM_BLK_FAILED:
                 import os
 
@@ -161,12 +161,14 @@ class BlkEngine:
                 self._failed(f"{what} at {event.offset:#x} failed: {os.strerror(event.error)}")
         lib.pykvm_blk_free(c)
 
-    def _queue_broke(self, index: int) -> None:
+    def _queue_broke(self, event: Any) -> None:
+        index = event.queue
         held = self._queues[index]
         if held is None or self._stopped:
             return
         queue = held[0]
-        if not queue.c.error:
+        queue.c.error, queue.c.detail = event.rule, list(event.detail)
+        if not event.rule:
             error = QueueError(f"{self.name}: a request without room for its status")
         elif queue.outdated():  # memory was added since: the buffer may lie there
             queue.refresh()

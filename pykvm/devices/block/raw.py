@@ -148,6 +148,17 @@ class RawFile(BlockBackend):
             self._memory_align,
         )  # fmt: skip
 
+    def resize(self, size: int) -> None:
+        """ftruncate(2); a block device keeps its size."""
+        self.check_size(size)
+        if self.block_device:
+            super().resize(size)
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise host_error(self.name, "giving it another size", error) from error
+        self.refresh_size()
+
     def refresh_size(self) -> int:
         """The file may have grown or shrunk. Raises `BlockError`."""
         try:
@@ -279,8 +290,8 @@ def _direct_terms(fd: int) -> tuple[int, int]:
             return True
 
         align = next((n for n in (512, 1024, 2048, 4096) if works(0, n)), 4096)
-        memory = next((n for n in (4, 8, 512, 1024, 2048) if works(n, align)), 4096)
-    return align, memory
+    # Buffers could often be less aligned, but not where they cross pages in unlucky places.
+    return align, align
 
 
 def split(views: Sequence[memoryview], count: int) -> tuple[list[memoryview], list[memoryview]]:
