@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pykvm.boot import LoadedImage
     from pykvm.datapath.loop import IoThread
     from pykvm.devices.block import BlockBackend
+    from pykvm.devices.block.backend import Cache
     from pykvm.devices.clock import MonotonicClock
     from pykvm.devices.display import Screen
     from pykvm.devices.net.backend import NetBackend
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pykvm.machine.hooks import Handler, Hook
     from pykvm.machine.machine import Machine
     from pykvm.machine.routes import Routes
+    from pykvm.machine.shares import ShareKind
     from pykvm.machine.userchips import UserChips
     from pykvm.machine.vcpu_reset import ResetImage
     from pykvm.machine.virtio import TransportKind
@@ -277,20 +279,29 @@ class Attached(Extras):
         snapshot: bool = False,
         serial: str = "",
         interface: Interface = "virtio",
+        format: str = "auto",
+        cache: Cache = "writeback",
+        overlay: str | os.PathLike[str] | None = None,
+        queues: int = 1,
+        iops: int = 0,
+        bps: int = 0,
     ) -> Any:
         """Adds a disk; before `load()`, whose tables tell the kernel of it.
 
-        `image`: a raw image file or block device, its bytes, or a `pykvm.devices.block` back end.
-        `snapshot`: writes go to a throw-away overlay. `interface`: "virtio" (on PCI, or on MMIO on
-        the microvm board), "ide" or "cdrom" (pc board only). Returns the device. Raises
-        `MachineError`, `BlockError`.
+        `image`: an image file of any format, a block device, an NBD URI, bytes, or a
+        `pykvm.devices.block` back end. `snapshot`: writes go to a throw-away overlay. `interface`:
+        "virtio" (on PCI, or on MMIO on the microvm board), "ide" or "cdrom" (pc board only).
+        `format`, `cache`, and `overlay`, a qcow2 file that keeps the writes: docs/disks.md.
+        `queues`, and `iops` and `bps` (requests and bytes a second, 0: no limit) are for virtio.
+        Returns the device; a virtio disk has `resize(bytes)`. Raises `MachineError`, `BlockError`.
         """
         from pykvm.machine.disks import add_disk
 
         self._check_open()
         return add_disk(
             self.whole, image, readonly=readonly, snapshot=snapshot, serial=serial,
-            interface=interface,
+            interface=interface, format=format, cache=cache, overlay=overlay, queues=queues,
+            iops=iops, bps=bps,
         )  # fmt: skip
 
     def add_virtio(
@@ -352,6 +363,48 @@ class Attached(Extras):
             self.whole, backend, mac=mac, queues=queues, mtu=mtu, pcap=pcap, iops=iops, bps=bps,
             native=native, io_thread=io_thread,
         )  # fmt: skip
+
+    def add_share(
+        self,
+        path: str | os.PathLike[str],
+        tag: str = "share",
+        *,
+        kind: ShareKind = "auto",
+        readonly: bool = False,
+    ) -> Any:
+        """Shares a directory, which the guest mounts by `tag`; before `load()`. The device.
+
+        `kind`: "fs" (virtio-fs, by virtiofsd), "9p" (by diod), or "auto", the first that this host
+        has. Raises `MachineError`, `ShareError`.
+        """
+        from pykvm.machine.shares import add_share
+
+        self._check_open()
+        return add_share(self.whole, path, tag, kind, readonly)
+
+    def add_vsock(self, cid: int, path: str | os.PathLike[str]) -> Any:
+        """Sockets between the host and the guest, whose address is `cid`; before `load()`.
+
+        Programs of the host connect to the Unix socket `path` and write `CONNECT port`; what the
+        guest connects to at CID 2, port N, is served at `path_N`. Raises `VsockError`.
+        """
+        from pykvm.machine.shares import add_vsock
+
+        self._check_open()
+        return add_vsock(self.whole, cid, path)
+
+    def add_vhost_user(
+        self, path: str | os.PathLike[str], device: str | int, **options: Any
+    ) -> Any:
+        """A device that another process runs, which listens at `path`; before `load()`.
+
+        `device`: "blk", "net", "fs", or a device type's number; `options` as `VhostUserDevice`
+        takes them. Raises `BackendError`.
+        """
+        from pykvm.machine.shares import add_vhost_user
+
+        self._check_open()
+        return add_vhost_user(self.whole, path, device, options)
 
     @property
     def io_thread(self) -> IoThread:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from pykvm.devices.block import BlockBackend, open_block
+from pykvm.devices.block import BlockBackend, open_image
+from pykvm.devices.block.backend import CACHES, Cache
 from pykvm.machine.result import MachineError
 from pykvm.typed import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 Interface = Literal["virtio", "ide", "cdrom"]
 INTERFACES: tuple[Interface, ...] = ("virtio", "ide", "cdrom")
+MAX_QUEUES = 64
 
 
 def add_disk(
@@ -25,6 +27,12 @@ def add_disk(
     snapshot: bool,
     serial: str,
     interface: Interface,
+    format: str,
+    cache: Cache,
+    overlay: str | os.PathLike[str] | None,
+    queues: int,
+    iops: int,
+    bps: int,
 ) -> Any:
     """See `Machine.add_disk`."""
     if interface not in INTERFACES:
@@ -35,30 +43,60 @@ def add_disk(
         )
     if machine.board.name == "bare":
         raise MachineError('a bare board has no place for disks; use board="microvm" or "pc"')
-    backend = _open(image, readonly or interface == "cdrom", snapshot)
+    if interface != "virtio" and (queues != 1 or iops or bps):
+        raise MachineError('queues, iops and bps are for virtio disks; use interface="virtio"')
+    if not 1 <= queues <= MAX_QUEUES:
+        raise MachineError(f"queues={queues} is not a number from 1 to {MAX_QUEUES}")
+    for name, rate in (("iops", iops), ("bps", bps)):
+        if not 0 <= rate < 1 << 63:
+            raise MachineError(f"{name}={rate} is no rate a second; 0 is no limit")
+    if cache not in CACHES:
+        raise MachineError(f"cache={cache!r} is no cache mode; use {', '.join(CACHES)}")
+    readonly = readonly or interface == "cdrom"
+    backend = _open(image, readonly, snapshot, format, cache, overlay)
     try:
         if interface == "virtio":
-            return _add_virtio(machine, backend, serial)
+            return _add_virtio(machine, backend, serial, cache, queues, iops, bps)
         return _add_ide(machine, backend, serial, interface == "cdrom")
     except BaseException:
         backend.close()
         raise
 
 
-def _open(image: Any, readonly: bool, snapshot: bool) -> BlockBackend:
+def _open(
+    image: Any, readonly: bool, snapshot: bool, format: str, cache: Cache,
+    overlay: str | os.PathLike[str] | None,
+) -> BlockBackend:  # fmt: skip
     from pykvm.devices.block import MemoryDisk, Overlay
 
-    if isinstance(image, (bytes, bytearray)):
-        return MemoryDisk(bytes(image), read_only=readonly)
+    if not isinstance(image, (bytes, bytearray, BlockBackend)):
+        return open_image(
+            image, read_only=readonly, snapshot=snapshot, format=format, cache=cache,
+            overlay=overlay,
+        )  # fmt: skip
+    if overlay is not None or format not in ("auto", "raw"):
+        raise MachineError("format and overlay are for disks that are files")
     if isinstance(image, BlockBackend):
         return Overlay(image) if snapshot else image
-    return open_block(image, readonly, snapshot)
+    return MemoryDisk(bytes(image), read_only=readonly)
 
 
-def _add_virtio(machine: Machine, backend: BlockBackend, serial: str) -> Any:
+def _add_virtio(
+    machine: Machine, backend: BlockBackend, serial: str, cache: Cache, queues: int, iops: int,
+    bps: int,
+) -> Any:  # fmt: skip
+    from pykvm.datapath.limits import RateLimit
     from pykvm.devices.virtio import VirtioBlk, VirtioPci
 
-    disk = VirtioBlk(backend, serial)
+    block = getattr(backend, "least_block", 512)
+    if block > 4096:
+        raise MachineError(
+            f"{backend.name} wants blocks of {block} bytes; virtio disks have at most 4096"
+        )
+    limit = RateLimit(iops, bps) if iops or bps else None
+    disk = VirtioBlk(
+        backend, serial, block_size=max(512, block), queues=queues, cache=cache, limit=limit
+    )
     placed = machine.add_virtio(disk)
     if isinstance(placed, VirtioPci):
         board: PcBoard = machine.board  # type: ignore[assignment]

@@ -103,7 +103,13 @@ def test_firmware_needs_no_image(tmp_path: pathlib.Path) -> None:
         (["run", "--firmware", "seabios", "--machine", "microvm"], 'board="pc"'),
         (["run", "hello64", "--boot-menu"], "--firmware seabios"),
         (["run", "hello64", "--disk", "/no/such.img"], "there is no disk image /no/such.img"),
-        (["run", "hello64", "--disk", "x,format=qcow2"], "qemu-img convert"),
+        (["run", "hello64", "--disk", "x,format=tar"], "format=tar is not auto, raw, qcow2"),
+        (["run", "hello64", "--disk", "x,queues=0"], "there is no disk image x"),
+        (["run", "hello64", "--disk", "/dev/null,cache=x"], "cache=x is not writeback"),
+        (["run", "hello64", "--disk", "/etc/hostname,queues=99"], "queues=99 is not a number"),
+        (["run", "hello64", "--disk", "/etc/hostname,bps=fast"], "bps=fast is not a number"),
+        (["run", "hello64", "--disk", "nbd://127.0.0.1:1/x"], "start the NBD server"),
+        (["run", "hello64", "--disk", "/etc/hostname,format=qcow2"], "not in qcow2 format"),
         (["run", "hello64", "--disk", "x,colour=red"], "no property of a disk"),
         (["run", "hello64", "--cpus", "4,cores=3"], "4"),
         (["run", "hello64", "--cpus", "none"], "write it like 0x1000 or 4096"),
@@ -127,7 +133,10 @@ def test_one_line(arguments: list[str], words: str) -> None:
 
 def test_disk_options() -> None:
     found = disk.disk("a.img,readonly,serial=X1,if=ide,format=raw")
-    assert found == ("a.img", True, False, "X1", "ide")
+    assert found[:6] == ("a.img", True, False, "X1", "ide", "raw")
+    found = disk.disk("a,,b.img,overlay=c,,,cache=none,queues=2,iops=5k,bps=1M")
+    assert (found.path, found.overlay, found.cache) == ("a,b.img", "c,", "none")
+    assert (found.queues, found.iops, found.bps) == (2, 5 << 10, 1 << 20)
     assert disk.disk("a.img,snapshot").snapshot
     assert disk.cdrom("b.iso").interface == "cdrom"
     assert boot_options.cpu_count("4,cores=2") == (4, "cores=2")

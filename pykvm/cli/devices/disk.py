@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 
 from pykvm.cli.common import Parser, UsageError, printable
-from pykvm.cli.devices.properties import one_of, properties, switch, text, words, wrong
+from pykvm.cli.devices.properties import (
+    count,
+    one_of,
+    properties,
+    switch,
+    text,
+    words,
+    wrong,
+)
 from pykvm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,28 +30,39 @@ class DiskOption(NamedTuple):
     snapshot: bool = False
     serial: str = ""
     interface: str = "virtio"
+    format: str = "auto"
+    overlay: str | None = None
+    cache: str = "writeback"
+    queues: int = 1
+    iops: int = 0
+    bps: int = 0
 
 
 def _format(name: str, value: str) -> str:
-    if value == "raw":
-        return value
-    raise wrong(
-        f"disks of format {printable(value)} are not read yet; convert it: "
-        "qemu-img convert -O raw FILE disk.img"
-    )
+    from pykvm.devices.block.images_detect import FORMATS
+
+    return one_of(*FORMATS, "vpc")(name, value)
+
+
+def _cache(name: str, value: str) -> str:
+    from pykvm.devices.block.backend import CACHES
+
+    return one_of(*CACHES)(name, value)
 
 
 _KNOWN = {
-    "readonly": switch, "snapshot": switch, "serial": text,
-    "if": one_of("virtio", "ide", "cdrom"), "format": _format,
+    "format": _format, "readonly": switch, "snapshot": switch, "overlay": text, "cache": _cache,
+    "serial": text, "if": one_of("virtio", "ide", "cdrom"), "queues": count, "iops": count,
+    "bps": count,
 }  # fmt: skip
 
 
 def disk(text: str) -> DiskOption:
-    """`FILE[,readonly][,snapshot][,serial=TEXT][,if=virtio|ide][,format=raw]`."""
+    """`FILE[,PROPERTY…]`; see `_KNOWN`."""
     path, *rest = words(text)
+    if not path:
+        raise wrong("the disk has no name; write it like --disk FILE,readonly")
     found = properties("a disk", rest, _KNOWN)
-    found.pop("format", None)
     if "if" in found:
         found["interface"] = found.pop("if")
     return DiskOption(path, **found)
@@ -63,8 +82,11 @@ def add_options(parser: Parser) -> None:
         type=disk,
         default=[],
         metavar="FILE[,OPTION…]",
-        help="a raw image or block device; options: readonly, snapshot (writes are thrown away), "
-        "serial=TEXT, if=virtio (default) or if=ide; may be given several times",
+        help="an image (raw, qcow2, vmdk, vdi, vhd, vhdx), a block device, or nbd://HOST/EXPORT; "
+        "options: format=FORMAT, readonly, snapshot (writes are thrown away), overlay=FILE (a "
+        "qcow2 that keeps the writes), cache=writeback|none|writethrough|directsync|unsafe, serial=TEXT, "
+        "if=virtio|ide, queues=N, iops=N, bps=N; a comma in a name is typed twice; may be given "
+        "several times",
     )
     group.add_argument(
         "--cdrom", action="append", type=cdrom, default=[], metavar="FILE", help="a CD image (IDE)"
@@ -84,9 +106,18 @@ def needs_pc(options: Namespace) -> bool:
 def apply(machine: Machine, options: Namespace) -> None:
     """The disks, in the order of the command line, CDs last."""
     for d in [*options.disk, *options.cdrom]:
-        if not os.path.exists(d.path):
+        if "://" not in d.path and not os.path.exists(d.path):
             raise UsageError(f"there is no disk image {printable(d.path)}; check the path")
         machine.add_disk(
-            d.path, readonly=d.readonly, snapshot=d.snapshot or options.snapshot,
-            serial=d.serial, interface=d.interface,
-        )  # fmt: skip
+            d.path,
+            readonly=d.readonly,
+            snapshot=d.snapshot or options.snapshot,
+            serial=d.serial,
+            interface=d.interface,
+            format=d.format,
+            cache=d.cache,
+            overlay=d.overlay,
+            queues=d.queues,
+            iops=d.iops,
+            bps=d.bps,
+        )

@@ -88,6 +88,20 @@ class BlockBackend(ABC):
         What a flush does is the caller's affair: "unsafe" ones do not call it.
         """
 
+    def resize(self, size: int) -> None:
+        """Gives the disk another size in bytes; it is quiet."""
+        raise BlockError(f"{self.name} keeps its size", errno.ENOTSUP)
+
+    def check_size(self, size: int) -> None:
+        """Raises `BlockError` for a size in bytes that this disk cannot be given."""
+        if self.read_only:
+            raise BlockError(f"{self.name} is read-only and keeps its size", errno.EROFS)
+        if not 0 < size <= 1 << 60 or size % SECTOR:
+            raise BlockError(
+                f"{self.name}: a size of {size} bytes is no positive multiple of {SECTOR}",
+                errno.EINVAL,
+            )
+
     def refresh_size(self) -> int:
         """Takes over the size that the file has now, and returns it; the disk is quiet."""
         return self.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pykvm.devices.block.backend import SECTOR, BlockBackend, BlockError, Cache
+from pykvm.devices.block.backend import BlockError, Cache
 from pykvm.devices.block.images_chain import Layer, close_layers, open_chain
 from pykvm.devices.block.images_detect import driver_of
 from pykvm.devices.block.nbd import NbdDisk
@@ -72,7 +72,7 @@ class ImageDisk(NbdDisk):
 
     def resize(self, size: int) -> None:
         """Another size in bytes. No request may be in flight."""
-        check_size(self, size)
+        self.check_size(size)
         self.flush()
         self.disconnect()
         try:
@@ -90,14 +90,6 @@ class ImageDisk(NbdDisk):
     def _shut(self) -> None:
         self._daemon.close()
         close_layers(self._layers)
-
-
-def check_size(disk: BlockBackend, size: int) -> None:
-    """Raises `BlockError` for a new size that a disk cannot have."""
-    if disk.read_only:
-        raise BlockError(f"{disk.name} is read-only and keeps its size")
-    if size <= 0 or size % SECTOR or size > 1 << 60:
-        raise BlockError(f"{disk.name}: a size of {size} bytes is no positive multiple of {SECTOR}")
 
 
 def _node(

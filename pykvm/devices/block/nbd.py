@@ -93,6 +93,11 @@ class NbdDisk(BlockBackend):
         self.size = -(-export.size // self.block_size) * self.block_size
         self.read_only = self._asked_read_only or bool(export.flags & wire.READ_ONLY)
 
+    @property
+    def least_block(self) -> int:
+        """The smallest access in bytes that the server takes: what the guest should be told."""
+        return self._export.min_block
+
     def _channel(self) -> Channel:
         return Channel(self.name, self._dial, *self._options, self._durability, self.explain)
 

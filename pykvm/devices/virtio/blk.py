@@ -169,6 +169,15 @@ class VirtioBlk(VirtioDevice):
             self.thaw()
         self.config_changed()
 
+    def resize(self, size: int) -> None:
+        """Gives the disk another size in bytes; the driver is told. Raises `BlockError`."""
+        self.freeze()
+        try:
+            self.backend.resize(size)
+        finally:
+            self.thaw()
+        self.resized()
+
     @property
     def requests(self) -> int:
         """Requests that have ended."""
