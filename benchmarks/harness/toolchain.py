@@ -57,7 +57,8 @@ def _peer_sources(names: tuple[str, ...]) -> list[Path]:
     return [SOURCES / "peers" / name for name in names]
 
 
-def _compile(target: Path, sources: list[Path], *flags: str) -> None:
+def compile_c(target: Path, sources: list[Path], *flags: str) -> None:
+    """Compiles C, if the target is older than what it is made from."""
     headers = list((SOURCES / "peers").glob("*.h"))
     if _stale(target, sources + headers):
         compiler = os.environ.get("CC") or _tool("gcc", "cc", "clang", package="gcc")
@@ -81,8 +82,8 @@ def build_all() -> None:
     """
     BUILD.mkdir(parents=True, exist_ok=True)
     for name, sources in PROGRAMS.items():
-        _compile(BUILD / name, _peer_sources(sources))
-    _compile(BUILD / "stub_run.so", _peer_sources(("stub_run.c",)), "-shared", "-fPIC")
+        compile_c(BUILD / name, _peer_sources(sources))
+    compile_c(BUILD / "stub_run.so", _peer_sources(("stub_run.c",)), "-shared", "-fPIC")
     _assemble_hello(BUILD / "hello_any.elf")
     _run([sys.executable, str(ROOT / "guests" / "build.py")])
     # As after an installation: byte code lies ready, whatever PYTHONDONTWRITEBYTECODE says.
