@@ -101,10 +101,9 @@ class EngineHost:
         """Waits for interrupts until `count` requests of a queue are back, or it broke."""
         driver, done = self.drivers[index], []
         while True:
-            done += driver.used()
-            if len(done) >= count:
-                return done
-            done += driver.used()  # used() asked for an interrupt: look once more
+            # used() asks for an interrupt behind what it saw: look until there is no more.
+            while found := driver.used():
+                done += found
             if len(done) >= count:
                 return done
             ready, _, _ = select.select([self.calls[index], self.event], [], [], 20)
