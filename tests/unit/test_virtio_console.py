@@ -140,6 +140,16 @@ def test_input_waits_until_a_program_opens_the_port() -> None:
     assert bench.driver.answers(4) == []
 
 
+def test_early_input_of_the_console_waits_until_it_is_open() -> None:
+    bench = Bench()
+    bench.backend.feed("typed before the kernel was up")
+    bench.driver.give(RX, room=64)
+    ready(bench)
+    assert bench.driver.answers(RX) == []
+    bench.control(0, PORT_OPEN)
+    assert bench.driver.answers(RX) == [b"typed before the kernel was up"]
+
+
 def test_ports_come_and_go_while_the_guest_runs() -> None:
     bench = Bench()
     ready(bench)

@@ -202,10 +202,8 @@ class VirtioConsole(VirtioDevice):
         """See `Owner`."""
         if not self.active or self._frozen:
             return None
-        if self.has & F_MULTIPORT and not port.guest_open and not port.is_console:
-            return None  # nobody reads it: what is sent would be lost
-        if self.has & F_MULTIPORT and not port.ready:
-            return None
+        if self.has & F_MULTIPORT and not (port.ready and port.guest_open):
+            return None  # nobody reads it: what is sent would be lost, by Linux's console too
         queue = self.queues[self._queue_numbers(port.index)[0]]
         return queue if queue.ready else None
 
