@@ -31,7 +31,7 @@ def kvm_problem() -> str:
 
 
 def pytest_configure() -> None:
-    # A shell's background job inherits SIGINT and SIGQUIT as ignored; the tests of Ctrl-C mean the foreground.
+    # Background jobs inherit SIGINT and SIGQUIT ignored; the tests of Ctrl-C mean the foreground.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
