@@ -83,12 +83,15 @@ def _spoil(dice: Random, entry: list[int], size: int) -> None:
 def _table(dice: Random, ring: Ring, split: bool, hostile: bool) -> tuple[int, int]:
     """An indirect table; its place and length."""
     place = dice.choice(TABLES)
-    if dice.random() < 0.002:  # about as long as may be; each entry may be two pieces
+    if dice.random() < 0.003:  # as long as may be: 1024 pieces, or some more or less
         count = dice.choice((1000, 1023, 1024, 1025))
         entries = _buffers(dice, count, 0)
-        if dice.random() < 0.5:
-            for entry in entries[: dice.randrange(count)]:
-                entry[0], entry[1] = 0x3FFE, 4
+        for entry in entries:
+            entry[0] = DATA
+        crossing = min(max(1024 - count + dice.choice((-1, 0, 1, 2)), 0), count)
+        for entry in dice.choice((entries[:crossing], entries[count - crossing :])):
+            entry[0], entry[1] = 0x3FFE, 4  # two pieces
+        hostile = False
         place = 0x3000  # over the words of the buffers
     else:
         count = dice.randrange(1, 7)
