@@ -31,6 +31,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "rng": None, "balloon": None, "console": None, "port": [], "virtio_mem": None, "pmem": [],
         "input": [], "gpu": None, "gpu_screenshot": None, "serial2": None,
     },
+    "share": {"share": [], "vsock": None},
 }  # fmt: skip
 
 

@@ -7,7 +7,9 @@ checked; after the first fault the connection is closed, and every further call 
 from __future__ import annotations
 
 import array
+import contextlib
 import os
+import select
 import socket
 import struct
 from threading import RLock
@@ -83,7 +85,8 @@ class Backend:
     def _fail(self, what: str) -> BackendError:
         if not self.failed:
             self.failed = f"the vhost-user back end {self.name} {what}"
-            self.sock.close()
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)  # closed by `close`: its number may be in use
         return BackendError(self.failed)
 
     def _send(self, request: int, payload: bytes, fds: list[int], flags: int = 0) -> None:
@@ -151,9 +154,11 @@ class Backend:
             if self.failed:
                 raise BackendError(self.failed)
             try:
-                seen = self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
+                poll = select.poll()  # a socket with a time limit would wait, MSG_DONTWAIT or not
+                poll.register(self.sock, select.POLLIN)
+                if not poll.poll(0):
+                    return
+                seen = self.sock.recv(1, socket.MSG_PEEK)
             except OSError as error:
                 raise self._fail(f"went away: {error.strerror}") from None
             raise self._fail("sent what nobody asked for" if seen else "closed the connection")
