@@ -71,6 +71,20 @@ def script(text: str) -> bytes:
     return archive.done()
 
 
+def more(files: dict[str, bytes] | None = None, modules: dict[str, bytes] | None = None) -> bytes:
+    """A further archive to join: `files` by path, and `modules` to load instead of those in `base`,
+    in their order."""
+    archive = Archive()
+    if modules:
+        archive.folder("modules")
+        for name, data in modules.items():
+            archive.file(f"modules/{name}.ko", data)
+        archive.file("modules/order", "".join(f"{name}\n" for name in modules))
+    for path, data in (files or {}).items():
+        archive.file(path, data, 0o755)
+    return archive.done()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make an initramfs.")
     parser.add_argument("--bits", type=int, choices=(32, 64), default=64)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pathlib
 import re
+import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -34,7 +36,12 @@ def initrd(bits: int, script: str | None) -> bytes:
 
 
 class Boot:
-    """One guest's life: `text` of its console, `result` of the run, `times` of its milestones."""
+    """One guest's life: `text` of its console, `result` of the run, `times` of its milestones.
+
+    - `extra`: more archives for the initramfs; None: there is none, the kernel finds its root.
+    - `prepare(machine)` puts more on it.
+    - `on`: what to do, in a thread of its own, when a text shows up on the console.
+    """
 
     def __init__(
         self,
@@ -46,27 +53,40 @@ class Boot:
         timeout: float,
         disk: pathlib.Path | None = None,
         load: dict[str, Any] | None = None,
+        extra: bytes | None = b"",
+        prepare: Callable[[Machine], object] | None = None,
+        on: dict[str, Callable[[], object]] | None = None,
         **machine: Any,
     ) -> None:
         self._output = bytearray()
         self._started = time.monotonic()
         self._arrived: list[tuple[int, float]] = []
+        self._on = dict(on or {})
+        self._threads: list[threading.Thread] = []
         with Machine(serial=self._serial, **machine) as m:
             if disk is not None:
                 m.add_disk(disk)
+            if prepare is not None:
+                prepare(m)
             m.load(
                 kernel,
                 cmdline=f"{CONSOLE} {append}",
-                initrd=initrd(bits, script),
+                initrd=None if extra is None else initrd(bits, script) + extra,
                 **(load or {}),
             )
             self.result = m.run(timeout=timeout)
+            for thread in self._threads:
+                thread.join(30)
             self.assisted = dict(m.assist.counts) if m.assist is not None else {}
             self.report = m.report() if hasattr(m, "report") else ""
 
     def _serial(self, data: bytes) -> None:
         self._output += data
         self._arrived.append((len(self._output), time.monotonic() - self._started))
+        for text in [text for text in self._on if text.encode() in self._output]:
+            thread = threading.Thread(target=self._on.pop(text), name=f"on {text}")
+            self._threads.append(thread)
+            thread.start()
 
     @property
     def text(self) -> str:

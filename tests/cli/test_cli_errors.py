@@ -46,7 +46,7 @@ CHOICES = f"{', '.join(VERBS[:-1])} or {VERBS[-1]}"
         (["run", "pio-loop", "--param", "count"], "write it like count=1000"),
         (["run", "pio-loop", "--param", "colour=1"], "it has"),
         (["run", "hello64", "--module", "x"], "multiboot"),
-        (["run", "hello64", "--cmdline", "x"], "multiboot"),
+        (["run", "hello32", "--cmdline", "x"], "multiboot"),
         (["trace", "hello64", "--format", "xml"], "invalid choice: 'xml'"),
         (["trace", "hello64", "--output", "/nowhere/at/all"], "/nowhere/at/all: No such file"),
         (["trace", "hello46"], "did you mean hello64"),
