@@ -8,11 +8,12 @@ import os
 import pathlib
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Iterator
 
 import pytest
-from debian_tools import need_file
+from debian_tools import need, need_file
 from share_driver import SharedBench, until
 from virtio_driver import NEEDS_RESET
 
@@ -231,6 +232,44 @@ def test_too_many_pieces_of_memory(fake: FakeBackend) -> None:
         backend.set_memory([m.Region(n << 20, 4096, 0, 0) for n in range(9)])
 
 
+def test_a_disk_that_qemu_storage_daemon_runs(tmp_path: pathlib.Path) -> None:
+    program = need("qemu-storage-daemon", package="qemu-system-common")
+    image, path = tmp_path / "disk", tmp_path / "sock"
+    contents = os.urandom(1 << 20)
+    image.write_bytes(contents)
+    export = f"vhost-user-blk,id=e,node-name=f,writable=on,addr.type=unix,addr.path={path}"
+    daemon = subprocess.Popen(
+        [program, "--blockdev", f"file,node-name=f,filename={image}", "--export", export]
+    )
+    try:
+        until(path.exists)
+        bench = SharedBench(VhostUserDevice(str(path), "blk"))
+        head, data, status = bench.take(16), bench.take(512), bench.take(1)
+
+        def request(kind: int, sector: int) -> bytes:
+            bench.memory.write(head, struct.pack("<IIQ", kind, 0, sector))
+            ring = bench.queues[0]
+            ring.add([(head, 16, False), (data, 512, kind == 0), (status, 1, True)])
+            bench.transport.kick(0)
+            until(lambda: ring.used() or bench.transport.status() & NEEDS_RESET)
+            assert bench.memory.read_u8(status) == 0
+            return bench.memory.read(data, 512)
+
+        assert bench.transport.config(0, 4) == len(contents) // 512
+        assert request(0, 3) == contents[3 * 512 : 4 * 512]
+        bench.memory.write(data, b"W" * 512)
+        request(1, 5)
+        assert image.read_bytes()[5 * 512 : 6 * 512] == b"W" * 512
+        bench.outer.load(bench.outer.save())
+        assert request(0, 5) == b"W" * 512
+        bench.begin()
+        assert request(0, 4) == contents[4 * 512 : 5 * 512]
+        bench.close()
+    finally:
+        daemon.terminate()
+        daemon.wait(10)
+
+
 # -- virtiofsd -------------------------------------------------------------------------------------
 
 LOOKUP, FORGET, GETATTR, READLINK, OPEN, READ, WRITE, RELEASE, INIT, CREATE = (
@@ -341,9 +380,10 @@ def test_no_name_leads_out_of_the_folder(fuse: Fuse, name: str) -> None:
 
 def test_a_link_is_not_followed(fuse: Fuse) -> None:
     node = fuse.lookup("out")
-    for attempt in (lambda: fuse.lookup("secret", node), lambda: fuse.open(node)):
-        with pytest.raises(FuseError):
-            attempt()
+    with pytest.raises(FuseError):
+        fuse.lookup("secret", node)
+    with pytest.raises(FuseError):
+        fuse.open(node)
 
 
 def test_a_readonly_folder(folder: pathlib.Path) -> None:
