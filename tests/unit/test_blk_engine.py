@@ -89,8 +89,8 @@ def test_a_limit_holds_and_a_pause_does_not_wait_for_it(image: pathlib.Path, uri
     host.engine.resume()
     assert time.process_time() - before < 10, "nobody spins"
     thread = threading.Thread(target=lambda: done.append(host.request(IN, 0, room=512)[0]))
-    thread.start()
     held = limit.held
+    thread.start()
     while limit.held == held:
         time.sleep(0.001)
     limit.set()
