@@ -84,9 +84,9 @@ def add_options(parser: Parser) -> None:
         metavar="FILE[,OPTION…]",
         help="an image (raw, qcow2, vmdk, vdi, vhd, vhdx), a block device, or nbd://HOST/EXPORT; "
         "options: format=FORMAT, readonly, snapshot (writes are thrown away), overlay=FILE (a "
-        "qcow2 that keeps the writes), cache=writeback|none|writethrough|directsync|unsafe, serial=TEXT, "
-        "if=virtio|ide, queues=N, iops=N, bps=N; a comma in a name is typed twice; may be given "
-        "several times",
+        "qcow2 that keeps the writes), cache=writeback|none|writethrough|directsync|unsafe, "
+        "serial=TEXT, if=virtio|ide, queues=N, iops=N, bps=N; a comma in a name is typed twice; "
+        "may be given several times",
     )
     group.add_argument(
         "--cdrom", action="append", type=cdrom, default=[], metavar="FILE", help="a CD image (IDE)"

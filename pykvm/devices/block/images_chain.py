@@ -144,12 +144,13 @@ def open_chain(path: str, driver: str, writable: bool) -> list[Layer]:
     name, wanted, exclusive = path, driver or None, writable
     try:
         while True:
+            if os.path.exists(name):
+                status = os.stat(name)
+                if (status.st_dev, status.st_ino) in seen:
+                    raise BlockError(f"the backing files of {path} go round in a loop at {name}")
+                seen.add((status.st_dev, status.st_ino))
             layer = open_layer(name, wanted, exclusive)
             layers.append(layer)
-            status = os.fstat(layer.fd)
-            if (status.st_dev, status.st_ino) in seen:
-                raise BlockError(f"the backing files of {path} go round in a loop at {layer.path}")
-            seen.add((status.st_dev, status.st_ino))
             if len(layers) > _MAX_LAYERS:
                 raise BlockError(f"{path} has more than {_MAX_LAYERS} backing files")
             if layer.driver == "raw":
@@ -167,9 +168,9 @@ def open_chain(path: str, driver: str, writable: bool) -> list[Layer]:
             exclusive = False
     except BlockError as error:
         close_layers(layers)
-        if len(layers) and name is not path and layers[0].path not in str(error):
-            raise BlockError(f"{path} stands on a backing file: {error}", error.errno) from None
-        raise
+        if name is path or path in str(error):
+            raise
+        raise BlockError(f"{path} stands on a backing file: {error}", error.errno) from None
     except BaseException:
         close_layers(layers)
         raise

@@ -7,6 +7,7 @@ writes what it likes to a raw disk, also the header of another format (see `look
 from __future__ import annotations
 
 import os
+import stat
 import struct
 
 from pykvm.devices.block.backend import BlockError, host_error
@@ -80,6 +81,9 @@ def detect(path: str) -> str:
     except OSError as error:
         raise cannot_open(path, error) from error
     try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise BlockError(f"{path} is not a disk: give a regular file or a block device", 15)
         return detect_fd(fd)
     except OSError as error:
         raise host_error(path, "looking at its format", error) from error

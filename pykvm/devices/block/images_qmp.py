@@ -86,9 +86,10 @@ class StorageDaemon:
             try:
                 data = self._qmp.recv(65536)
             except TimeoutError:
+                self._child.kill()  # an image that it cannot cope with, or storage that hangs
                 raise BlockError(
                     f"{self.name}: qemu-storage-daemon gave no answer for "
-                    f"{_ANSWER_SECONDS:g} seconds"
+                    f"{_ANSWER_SECONDS:g} seconds and was ended"
                 ) from None
             except OSError:
                 data = b""
