@@ -12,9 +12,10 @@
 
 enum { TAG_CONTROL, TAG_RX_KICK, TAG_TX_KICK, TAG_PORT };
 
+/* Edges: each write to an eventfd wakes, and nobody has to read it. */
 static int watch(struct pykvm_net *e, int fd, uint32_t tag)
 {
-    struct epoll_event event = {.events = EPOLLIN, .data.u32 = tag};
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u32 = tag};
     return epoll_ctl(e->epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
@@ -207,13 +208,6 @@ static void aim(struct pykvm_net *e)
     e->waiting_for = wanted;
 }
 
-static void drain(int fd)
-{
-    uint64_t count;
-    while (read(fd, &count, sizeof count) < 0 && errno == EINTR)
-        ;
-}
-
 static int64_t earlier(int64_t wait, uint64_t until, uint64_t now)
 {
     if (!until)
@@ -237,12 +231,10 @@ static void sleep_until(struct pykvm_net *e, int poll)
     for (int i = 0; i < n; i++) {
         switch (event[i].data.u32) {
         case TAG_RX_KICK:
-            drain(e->c.rx_kick);
             e->rx_starved = 0;
             e->rx_ready = 1;
             break;
         case TAG_TX_KICK:
-            drain(e->c.tx_kick);
             e->tx_ready = 1;
             break;
         case TAG_PORT:
@@ -296,6 +288,8 @@ static int turn(struct pykvm_net *e)
         if (found >= NET_LOST)
             return found == NET_LOST ? PYKVM_NET_LOST : PYKVM_NET_TX_BROKEN;
         e->tx_ready = found == NET_MORE;
+        if (found == NET_IDLE && !e->rx_starved)
+            e->rx_ready = 1; /* an answer is often there at once */
     }
     if (e->rx_ready && !e->rx_until && e->c.fd >= 0) {
         pykvm_vq_want_kicks(e->c.rx, 0);

@@ -173,12 +173,12 @@ static int deliver(struct pykvm_net *e, const uint8_t *from, uint64_t length)
         e->rx_starved = 1;
         if (!have)
             return NET_BLOCKED;
-        if (e->tried || have == NET_BATCH || (have && !(e->c.flags & PYKVM_NET_MERGEABLE))) {
+        if ((e->tried && have > e->tried) || have == NET_BATCH || (have && !(e->c.flags & PYKVM_NET_MERGEABLE))) {
             net_count(&e->c.drops->no_room);
             e->charged = e->tried = e->rx_starved = 0;
             return NET_IDLE;
         }
-        e->tried = 1;
+        e->tried = (uint8_t)have; /* a kick without new buffers changes nothing */
         return NET_BLOCKED;
     }
     uint8_t head[PYKVM_NET_HEADER] = {0};

@@ -39,6 +39,8 @@ class Port:
     #: Whether an empty read means that the peer has closed.
     ends = False
     header = 0
+    #: A frame that was received and could not be delivered before the data path stopped.
+    kept: bytes | None = None
     #: The native data path's parts of frames, for streams.
     state: StreamState | None = None
 

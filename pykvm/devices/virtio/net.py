@@ -256,7 +256,13 @@ class VirtioNet(VirtioDevice):
             path = self._path(receive, transmit, port)
             self._paths.append(path)
             path.filter_changed(self.filter)
-            path.start()
+            try:
+                path.start()
+            except QueueError as error:
+                self.needs_reset(str(error))
+                return
+            if path not in self._paths:
+                return  # the peer was found gone: this was done again meanwhile
         if not self.backend.connected:
             self._try_later()
 

@@ -58,8 +58,10 @@ class PythonPath:
         self._header = device.header
         self._mergeable = bool(device.has & f.MRG_RXBUF)
         self._waiting: bytes | None = None  # a frame that did not fit yet
+        if port is not None:
+            self._waiting, port.kept = port.kept, None
         self._charged = False  # its tokens were taken
-        self._tried = False  # it did not fit once
+        self._tried = 0  # so many buffers did not suffice for it
         self._spare: list[Chain] = []  # buffers that did not suffice for it
         self._held: Chain | None = None  # a frame that could not be sent yet
         self._paid = False  # its tokens were taken already
@@ -77,9 +79,11 @@ class PythonPath:
         self.kicked(False)
 
     def stop(self) -> None:
-        """See `NetPath`. The frame that waits for room is lost, as on a cable."""
+        """See `NetPath`. The frame that waits for room stays with the port."""
         self._running = False
         self._give_back()
+        if self.port is not None:
+            self.port.kept, self._waiting = self._waiting, None
         if self.io is not None:
             for fd in self._watched:
                 self.io.remove(fd)
@@ -270,7 +274,7 @@ class PythonPath:
                         return
                     if not self._wanted(frame, port.header):
                         continue
-                    self._waiting, self._charged, self._tried = bytes(frame), False, False
+                    self._waiting, self._charged, self._tried = bytes(frame), False, 0
                 length = len(self._waiting) - port.header
                 if not self._charged:
                     if wait := limit.take(length):
@@ -280,10 +284,10 @@ class PythonPath:
                     self._charged = True
                 if self._deliver(self._waiting, port.header):
                     self.device.statistics["receive"].add(length, monotonic_ns() - begun)
-                elif self._tried or (self._spare and not self._mergeable):
+                elif self._spare and (not self._mergeable or 0 < self._tried < len(self._spare)):
                     self.device.drops.no_room += 1
                 else:  # more buffers may come
-                    self._tried = True
+                    self._tried = len(self._spare)
                     self._watch(False, False)
                     return
                 self._waiting = None
