@@ -12,6 +12,8 @@ from pykvm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from pykvm.kvm import Vcpu
 
+_LOOK = 0.5  # seconds
+
 
 class Control:
     """A small state machine shared by the vCPU threads and whoever steers them.
@@ -132,9 +134,12 @@ class Control:
         """
         while True:
             with self.changed:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                # Looks up now and then: a Ctrl-C between Python's check for signals and the sleep
+                # does not end the sleep.
+                left = _LOOK if deadline is None else min(_LOOK, deadline - time.monotonic())
                 self.changed.wait_for(
-                    lambda: self.outcome is not None or len(self.idle) >= len(self.vcpus), left
+                    lambda: self.outcome is not None or len(self.idle) >= len(self.vcpus),
+                    max(0.0, left),
                 )
                 if self.outcome is not None:
                     return
