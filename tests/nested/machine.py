@@ -28,7 +28,7 @@ FLAVOUR = "amd64"
 QEMU_SUITE = "trixie"
 MODULES = [
     *("virtio_pci", "9p", "9pnet_virtio", "overlay", "virtio_console"),
-    *("irqbypass", "kvm", "ccp", "kvm-amd"),
+    *("irqbypass", "kvm", "ccp", "kvm-amd", "tun"),
 ]
 APPLETS = ["sh", "mount", "insmod", "mkdir", "ln", "cat", "echo", "switch_root", "poweroff", "cp"]
 KEPT = ("PATH", "PYTHONPATH", "HOME", "LANG", "TERM", "XDG_CACHE_HOME", "PYTHONPYCACHEPREFIX")

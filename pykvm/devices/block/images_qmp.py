@@ -167,7 +167,7 @@ class _Nursery:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="pykvm children", daemon=True).start()
+        threading.Thread(target=self._work, name="child-starter", daemon=True).start()
 
     def _work(self) -> None:
         while True:
