@@ -5,7 +5,7 @@ from __future__ import annotations
 import capstone
 import pytest
 from capstone import x86
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pykvm.machine.assist.compute import kind_of
@@ -13,6 +13,8 @@ from pykvm.machine.assist.decode import Instruction, Undecodable, relocated
 from pykvm.machine.assist.table import find
 
 MODES = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
+# Most random bytes are no instruction that is completed here.
+FILTERED = [HealthCheck.filter_too_much]
 ENGINES = {bits: capstone.Cs(capstone.CS_ARCH_X86, mode) for bits, mode in MODES.items()}
 for _engine in ENGINES.values():
     _engine.detail = True
@@ -44,7 +46,7 @@ vex = st.builds(
 
 
 @given(code=st.one_of(legacy, vex), bits=st.sampled_from([64, 64, 32]))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, suppress_health_check=FILTERED)
 def test_as_capstone_has_it(code: bytes, bits: int) -> None:
     found = next(ENGINES[bits].disasm(code, 0x1000, 1), None)
     assume(found is not None)
@@ -74,7 +76,7 @@ def test_as_capstone_has_it(code: bytes, bits: int) -> None:
 
 
 @given(code=st.one_of(legacy, vex))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=FILTERED)
 def test_the_relocated_form_is_the_same_instruction(code: bytes) -> None:
     found = next(ENGINES[64].disasm(code, 0x1000, 1), None)
     assume(found is not None)
@@ -96,7 +98,7 @@ def test_the_relocated_form_is_the_same_instruction(code: bytes) -> None:
 
 
 @given(code=st.binary(max_size=18), bits=st.sampled_from([16, 32, 64]))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, suppress_health_check=FILTERED)
 def test_any_bytes(code: bytes, bits: int) -> None:
     """Whatever the guest runs: an instruction of at most 15 bytes, or the one exception."""
     try:
