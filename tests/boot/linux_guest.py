@@ -13,6 +13,7 @@ from typing import Any
 from linux import assets, initramfs
 
 from pykvm import Machine
+from pykvm.lab.silence import SilenceReport, SilenceWatcher
 
 # No kernel work that costs emulated instructions for nothing, and no SSE in glibc's string
 # functions: 32-bit user code is emulated too there. vdso32=0: system calls are `int 0x80`.
@@ -21,6 +22,8 @@ FRUGAL = (
     "GLIBC_TUNABLES=glibc.cpu.hwcaps=-SSE2,-SSSE3,-SSE4_1,-SSE4_2,-AVX,-AVX2"
 )
 CONSOLE = "console=ttyS0 panic=-1"
+QUIET = 45.0
+"""Seconds without output after which it is looked at what the vCPUs do."""
 
 
 @cache
@@ -36,7 +39,7 @@ def initrd(bits: int, script: str | None) -> bytes:
 
 
 class Boot:
-    """One guest's life: `text` of its console, `result` of the run, `times` of its milestones.
+    """One guest's life: `text` of its console, `result` of the run, `trouble()` for a failed test.
 
     - `extra`: more archives for the initramfs; None: there is none, the kernel finds its root.
     - `prepare(machine)` puts more on it.
@@ -63,6 +66,7 @@ class Boot:
         self._arrived: list[tuple[int, float]] = []
         self._on = dict(on or {})
         self._threads: list[threading.Thread] = []
+        self._quiet: list[SilenceReport] = []
         with Machine(serial=self._serial, **machine) as m:
             if disk is not None:
                 m.add_disk(disk)
@@ -74,11 +78,11 @@ class Boot:
                 initrd=None if extra is None else initrd(bits, script) + extra,
                 **(load or {}),
             )
-            self.result = m.run(timeout=timeout)
+            with SilenceWatcher(m, self._quiet.append, after=QUIET, idle=True):
+                self.result = m.run(timeout=timeout)
             for thread in self._threads:
                 thread.join(30)
             self.assisted = dict(m.assist.counts) if m.assist is not None else {}
-            self.report = m.report() if hasattr(m, "report") else ""
 
     def _serial(self, data: bytes) -> None:
         self._output += data
@@ -92,6 +96,11 @@ class Boot:
     def text(self) -> str:
         """Everything printed so far."""
         return self._output.decode(errors="replace").replace("\r\n", "\n")
+
+    def trouble(self) -> str:
+        """How it ended, what it did whenever it was quiet, and the console's end."""
+        quiet = [report.text() for report in self._quiet]
+        return "\n".join([repr(self.result), *quiet, "the console ends with:", self.text[-2000:]])
 
     def when(self, pattern: str) -> float | None:
         """Seconds from the start to the end of the first match."""

@@ -45,7 +45,7 @@ def boot(board: str, script: str, prepare: Callable[[Machine], object], extra: b
         prepare=prepare,
         extra=extra,
     )
-    assert done.result.exit_code == 0, (done.result, done.text[-3000:])
+    assert done.result.exit_code == 0, done.trouble()
     return done
 
 

@@ -48,7 +48,7 @@ def judge(done: Boot, made: pathlib.Path, bits: int) -> None:
     assert "root: read-only" in done.text, done.text[-3000:]
     assert "ext4 rw" in done.text
     assert "hello from the host" in done.text
-    assert done.result.exit_code == 0, done.result
+    assert done.result.exit_code == 0, done.trouble()
     assert disk.check(made) == ""
     assert disk.read(made, "/answer") == b"from the guest\n"
     assert disk.read(made, "/folder/copy") == initramfs.busybox(bits)

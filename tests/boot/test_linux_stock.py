@@ -84,7 +84,7 @@ def test_shell_disk_and_power_off(board: str, cpus: int, tmp_path: pathlib.Path)
     disk.make(image, 32, root)
     done = boot(board, cpus, SCRIPT, disk=image)
     assert "init: done" in done.text, done.text[-3000:]
-    assert done.result.exit_code == 0, done.result
+    assert done.result.exit_code == 0, done.trouble()
     assert done.result.reason == "power-off"
     assert done.section("cpus").split() == [str(cpus)] * 2
     assert done.section("disk") == "hello from the host\nunmounted\n"
