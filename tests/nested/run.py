@@ -3,7 +3,9 @@
 pytest collects and reports here, as ever; the tests themselves run inside VMs (`machine.py`) with a
 hardware KVM's semantics, one test file after another, and each report crosses over as it happens.
 A VM that shows no sign of life, or whose test takes far too long, is replaced and its remaining
-tests go on in a new one; a test that was running when its VM was lost three times has failed.
+tests go on in a new one; a test that was running when its VM was lost three times has failed. The
+same software CPU sometimes loses only its guest's timer, which looks like a hanging kernel: a boot
+that failed is tried once more in a new VM, and what failed first is printed.
 
     --vms N        so many at once (default 2), a software CPU each
     --vm-cpus N    CPUs of each (default 1)
@@ -50,6 +52,7 @@ class Worker:
         self.machine = machine
         self.group = Group()
         self.current = ""
+        self.reports: list[pytest.TestReport] = []
         self.rest = b""
         self.ready = False
         self.beat = self.since = time.monotonic()
@@ -88,6 +91,7 @@ class Nested:
         self._losses: collections.Counter[str] = collections.Counter()
         self._starts_failed = 0
         self._restarts = 0
+        self._again: set[str] = set()
         self._selector = selectors.DefaultSelector()
 
     @staticmethod
@@ -126,6 +130,8 @@ class Nested:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._restarts:
             terminalreporter.write_line(f"nested machines replaced: {self._restarts}")
+        if self._again:
+            terminalreporter.write_line(f"boots tried again: {', '.join(sorted(self._again))}")
 
     def _start_missing(self, config: pytest.Config) -> None:
         busy = sum(1 for worker in self._workers if worker.group)
@@ -145,7 +151,8 @@ class Nested:
                     worker.beat = time.monotonic()
             else:
                 for message in worker.lines():
-                    self._message(session, worker, message)
+                    if worker in self._workers:  # not given up in the meantime
+                        self._message(session, worker, message)
         for worker in self._workers[:]:
             if reason := worker.trouble():
                 self._lost(session, worker, reason)
@@ -171,16 +178,37 @@ class Nested:
             report = session.config.hook.pytest_report_from_serializable(
                 config=session.config, data=message["report"]
             )
-            self._items[report.nodeid].ihook.pytest_runtest_logreport(report=report)
+            worker.reports.append(report)
         elif "end" in message:
             item = self._items[message["end"]]
+            reports, worker.reports = worker.reports, []
+            if any(r.failed for r in reports) and self._may_try_again(item):
+                self._try_again(session, worker, reports)
+                return
+            for report in reports:
+                item.ihook.pytest_runtest_logreport(report=report)
             item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
             worker.group.remove(item.nodeid)
             worker.current = ""
 
+    def _may_try_again(self, item: pytest.Item) -> bool:
+        return item.get_closest_marker("boot") is not None and item.nodeid not in self._again
+
+    def _try_again(
+        self, session: pytest.Session, worker: Worker, reports: list[pytest.TestReport]
+    ) -> None:
+        self._again.add(worker.current)
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            said = "\n".join(r.longreprtext for r in reports if r.failed)
+            reporter.write_line(f"\n{worker.current} failed and is tried again:\n{said}")
+        self._drop(worker)
+        self._queue.appendleft(worker.group)
+
     def _lost(self, session: pytest.Session, worker: Worker, reason: str) -> None:
         """Puts what the VM had not finished back, unless its test has cost a VM before."""
         words = f"{reason}; the end of its console:\n{worker.machine.last_words()}"
+        worker.reports.clear()
         self._drop(worker)
         self._restarts += 1
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
