@@ -61,6 +61,11 @@ class Connection:
         with self._sending:
             self._peer.sendall(data)
 
+    def abort(self) -> None:
+        """From any thread: as if the peer had gone."""
+        with contextlib.suppress(OSError):
+            self._peer.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Ends the conversation and the reading thread."""
         self._closed = True

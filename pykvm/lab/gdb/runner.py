@@ -16,7 +16,7 @@ class Runner:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may interrupt what it interrupts
         self.running = False
 
     def resume(self, resume: Resume, is_unwanted: Callable[[], bool] = lambda: False) -> Stop:

@@ -20,7 +20,7 @@ class Stop(NamedTuple):
 
     `cpu` counts from 0. `reason` is empty, or as it stands in a stop reply: "swbreak:",
     "watch:ffff8000", "replaylog:begin". `text`: a line for the user. `exit_code` is set when
-    the guest ended; there is nothing to continue then.
+    the guest ended; there is nothing to continue then, nor when it `crashed`.
     """
 
     signal: int
@@ -28,6 +28,7 @@ class Stop(NamedTuple):
     reason: str = ""
     text: str = ""
     exit_code: int | None = None
+    crashed: bool = False
 
 
 class How(StrEnum):
