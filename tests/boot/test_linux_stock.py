@@ -65,7 +65,7 @@ def boot(board: str, cpus: int, script: str, append: str = "", **options: object
         bits=64,
         # How long the host keeps a CPU away from the guest is nothing to judge a boot by.
         append=f"quiet nowatchdog rcupdate.rcu_cpu_stall_suppress=1 {append}",
-        timeout=240,
+        timeout=400,
         load={"fast_boot": True},
         board=board,
         cpus=cpus,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-TEST_SECONDS = 300
+TEST_SECONDS = 500
 
 
 class Agent:

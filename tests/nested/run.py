@@ -32,8 +32,8 @@ from nested.machine import Machine  # noqa: E402
 
 # Seconds: to the agent's first word; between two signs of life; for one test.
 START_LIMIT = 240
-BEAT_LIMIT = 150
-TEST_LIMIT = 420
+BEAT_LIMIT = 200
+TEST_LIMIT = 600
 LOSSES = 3
 
 
