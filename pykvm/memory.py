@@ -66,14 +66,15 @@ def _writer(code: str, bits: int) -> Callable[[GuestMemory, int, int], None]:
     def write(self: GuestMemory, gpa: int, value: int) -> None:
         if not 0 <= value <= most:  # here: pack_into would clear the bytes before it says no
             raise _misfit(gpa, value, bits)
-        base, end, view, _ = self._main
+        base, end, view, region = self._main
         if not (base <= gpa and gpa + size <= end):
-            place = self._place(gpa, size)
-            if place is None:
+            span = self._find_span(gpa)
+            if span is None or gpa + size > span[1]:
                 return self.write(gpa, value.to_bytes(size, "little"))
-            view, offset = place
-        else:
-            offset = gpa - base
+            base, end, view, region = span
+        offset = gpa - base
+        if region.tracked:
+            region.mark(offset, size)
         try:
             pack(view, offset, value)
         except TypeError as error:  # what pack_into says of a released view
@@ -246,13 +247,17 @@ class GuestMemory:
         """Put `data` (bytes-like) at guest-physical `gpa`, all or nothing. Raises as `read`."""
         source = data if type(data) is bytes else memoryview(data).cast("B")
         length = len(source)
-        base, end, view, _ = self._main
+        base, end, view, region = self._main
         try:
             if base <= gpa and gpa + length <= end:
+                if region.tracked:
+                    region.mark(gpa - base, length)
                 view[gpa - base : gpa - base + length] = source
                 return
             done = 0
             for span, at, n in self._pieces(gpa, length):
+                if span[3].tracked:
+                    span[3].mark(at, n)
                 span[2][at : at + n] = source[done : done + n]
                 done += n
         except ValueError as error:
@@ -262,10 +267,11 @@ class GuestMemory:
         """`length` bytes at `gpa` without a copy, writable: what a device keeps for its buffers.
 
         All of it must lie in one region. The pages stay mapped while the view lives, even if the
-        memory is closed.
+        memory is closed. Where there are snapshots, get it anew for each piece of work: what is
+        written later through an old one, they do not see (`MemoryRegion.mark`).
         """
-        place = self._place(gpa, length) if length > 0 else None
-        if place is None:
+        span = self._find_span(gpa) if length > 0 else None
+        if span is None or gpa + length > span[1]:
             pieces = self._pieces(gpa, length)
             if not pieces:
                 return memoryview(bytearray())
@@ -275,9 +281,11 @@ class GuestMemory:
                 gpa,
                 length,
             )
-        view, at = place
+        at = gpa - span[0]
+        if span[3].tracked:
+            span[3].mark(at, length)
         try:
-            return view[at : at + length]
+            return span[2][at : at + length]
         except ValueError as error:
             raise _closed(error) from None
 
@@ -427,6 +435,8 @@ class GuestMemory:
                     self.fill(low, high - low)
             for at, pieces in parts:
                 for span, offset, n in pieces:
+                    if span[3].tracked:
+                        span[3].mark(offset, n)
                     reader.read_into(at, span[2][offset : offset + n])
                     at += n
             return sum(n for _, n in data)

@@ -1,5 +1,5 @@
 struct iovec { void *iov_base; size_t iov_len; };
-struct pykvm_map_entry { uint64_t gpa, size; uint8_t *host; };
+struct pykvm_map_entry { uint64_t gpa, size; uint8_t *host, *marks; };
 struct pykvm_map { uint32_t count; struct pykvm_map_entry *entry; };
 struct pykvm_vq_used { uint32_t written; uint16_t id, count, position, done; };
 struct pykvm_vq {

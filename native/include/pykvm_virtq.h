@@ -7,7 +7,11 @@
 #include <sys/uio.h>
 
 /* Guest memory as the data path sees it: sorted by address; replaced only while queues are quiet. */
-struct pykvm_map_entry { uint64_t gpa, size; uint8_t *host; };
+struct pykvm_map_entry {
+    uint64_t gpa, size;
+    uint8_t *host;
+    uint8_t *marks;                /* a byte for each page: set before it is written; may be NULL */
+};
 struct pykvm_map { uint32_t count; struct pykvm_map_entry *entry; };
 
 enum { PYKVM_VQ_PACKED = 1, PYKVM_VQ_EVENT_IDX = 2, PYKVM_VQ_INDIRECT = 4, PYKVM_VQ_IN_ORDER = 8 };
@@ -53,6 +57,8 @@ struct pykvm_vq {
     uint16_t popped, oldest;       /* with IN_ORDER: positions in it, modulo size */
     uint32_t error;                /* 0, or which rule was broken (enum pykvm_vq_error) */
     uint64_t detail[3];
+    uint8_t *ring_marks[2];        /* of the pages of `device`, and (packed) `desc`; set by start */
+    uint32_t ring_pages[2];
 };
 
 /* One request. The caller gives iov with PYKVM_VQ_BUFFERS entries: readable buffers, then writable.

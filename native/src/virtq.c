@@ -22,6 +22,21 @@ static const struct pykvm_map_entry *find(const struct pykvm_map *map, uint64_t 
     return NULL;
 }
 
+/* [gpa, gpa + length), all of it in `e`, is about to be written: snapshots count on it. */
+static void mark(const struct pykvm_map_entry *e, uint64_t gpa, uint64_t length)
+{
+    uint64_t first = (gpa - e->gpa) / 4096, last = (gpa - e->gpa + length - 1) / 4096;
+    if (e->marks && length)
+        memset(e->marks + first, 1, last - first + 1);
+}
+
+static void mark_rings(const struct pykvm_vq *q)
+{
+    for (int i = 0; i < 2; i++)
+        if (q->ring_marks[i])
+            memset(q->ring_marks[i], 1, q->ring_pages[i]);
+}
+
 uint8_t *vq_host(const struct pykvm_map *map, uint64_t gpa, uint64_t length)
 {
     const struct pykvm_map_entry *e = find(map, gpa);
@@ -58,6 +73,8 @@ static int copy(struct pykvm_vq *q, uint64_t base, uint32_t offset, uint8_t *byt
         uint64_t here = e->size - (gpa - e->gpa);
         uint32_t step = here < length ? (uint32_t)here : length;
         uint8_t *host = e->host + (gpa - e->gpa);
+        if (out)
+            mark(e, gpa, step);
         if (step == 2 && !((uintptr_t)host & 1) && out) {
             uint16_t value;
             memcpy(&value, bytes, 2);
@@ -127,6 +144,8 @@ int vq_add_buffer(struct walk *w, uint64_t gpa, uint32_t length, uint16_t flags)
         int bad = add_piece(w, at, e->host + (at - e->gpa), here);
         if (bad)
             return bad;
+        if (flags & DESC_WRITE)
+            mark(e, at, here);
         left -= here;
         if (!left)
             break;
@@ -178,12 +197,25 @@ int vq_add_table(struct walk *w, uint64_t gpa, uint32_t length, int linked)
 
 /* ---- queues ------------------------------------------------------------------------------------ */
 
+static void find_marks(struct pykvm_vq *q, int which, const uint8_t *host, uint64_t gpa,
+                       uint32_t length)
+{
+    const struct pykvm_map_entry *e = host ? find(q->map, gpa) : NULL;
+    q->ring_marks[which] = NULL;
+    if (!e || !e->marks)
+        return;
+    uint64_t first = (gpa - e->gpa) / 4096, last = (gpa - e->gpa + length - 1) / 4096;
+    q->ring_marks[which] = e->marks + first;
+    q->ring_pages[which] = (uint32_t)(last - first + 1);
+}
+
 int pykvm_vq_start(struct pykvm_vq *q)
 {
     uint32_t size = q->size;
     int packed = q->flags & PYKVM_VQ_PACKED;
     q->error = 0;
     q->desc_host = q->driver_host = q->device_host = NULL;
+    q->ring_marks[0] = q->ring_marks[1] = NULL;
     if (!size || size > 1u << 15 || (!packed && size & (size - 1)) ||
         (packed && (q->next_avail >= size || q->next_used >= size)))
         return vq_fail(q, PYKVM_VQE_SIZE, size, 0, 0);
@@ -200,6 +232,8 @@ int pykvm_vq_start(struct pykvm_vq *q)
             result = vq_fail(q, PYKVM_VQE_AREA, i, area[i].gpa, 0);
         else
             *area[i].host = vq_host(q->map, area[i].gpa, area[i].length);
+        if (i != 1)
+            find_marks(q, i ? 0 : 1, i || packed ? *area[i].host : NULL, area[i].gpa, area[i].length);
     }
     return result;
 }
@@ -209,6 +243,7 @@ static int pop(struct pykvm_vq *q, struct pykvm_chain *c, uint32_t room)
     q->error = 0;
     c->readable = c->writable = 0;
     c->readable_bytes = c->writable_bytes = 0;
+    mark_rings(q);                 /* it may ask for a kick there */
     int found = q->flags & PYKVM_VQ_PACKED ? vq_packed_pop(q, c, room) : vq_split_pop(q, c, room);
     if (found == 1 && q->flags & PYKVM_VQ_IN_ORDER) {
         c->position = q->popped;
@@ -249,6 +284,7 @@ int pykvm_vq_pop_batch(struct pykvm_vq *q, struct pykvm_chain *c, uint32_t limit
 
 static int emit(struct pykvm_vq *q, const struct pykvm_vq_used *used, uint32_t count)
 {
+    mark_rings(q);
     return q->flags & PYKVM_VQ_PACKED ? vq_packed_emit(q, used, count)
                                       : vq_split_emit(q, used, count);
 }
@@ -305,6 +341,7 @@ int pykvm_vq_want_kicks(struct pykvm_vq *q, int on)
 {
     q->error = 0;
     q->no_kicks = !on;
+    mark_rings(q);
     return q->flags & PYKVM_VQ_PACKED ? vq_packed_kicks(q, on) : vq_split_kicks(q, on);
 }
 

@@ -23,9 +23,12 @@ class MemoryMap:
         self.spans: tuple[Span, ...] = memory.spans
         self._views = [(span[0], span[1], span[3].view) for span in self.spans]
         self._held = [ffi.from_buffer("uint8_t[]", view) for _, _, view in self._views]
+        self._marks = [ffi.from_buffer("uint8_t[]", span[3].marks) for span in self.spans]
         entries = ffi.new("struct pykvm_map_entry[]", max(len(self.spans), 1))
-        for entry, (base, end, _), host in zip(entries, self._views, self._held, strict=False):
-            entry.gpa, entry.size, entry.host = base, end - base, host
+        for entry, (base, end, _), host, marks in zip(
+            entries, self._views, self._held, self._marks, strict=False
+        ):
+            entry.gpa, entry.size, entry.host, entry.marks = base, end - base, host, marks
         self._entries = entries
         #: `struct pykvm_map *`, valid as long as this object.
         self.c: Any = ffi.new("struct pykvm_map *", {"count": len(self.spans), "entry": entries})

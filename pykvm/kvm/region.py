@@ -78,6 +78,7 @@ class MemoryRegion:
         "_finalizer",
         "_gpa",
         "_map",
+        "_marks",
         "_size",
         "_view",
         "fd",
@@ -91,6 +92,7 @@ class MemoryRegion:
         "offset",
         "private",
         "slot",
+        "tracked",
     )
 
     fd: int
@@ -98,6 +100,8 @@ class MemoryRegion:
     `offset` on (not for a private region)."""
     host_address: int
     """Where the region is mapped in this process (host-virtual), 0 after close()."""
+    tracked: bool
+    """Whether a snapshot wants to know what is written: see `marks`."""
 
     def __init__(
         self,
@@ -127,6 +131,8 @@ class MemoryRegion:
         self.guest_memfd_offset = guest_memfd_offset
         self.name = name
         self.kind = kind
+        self.tracked = False
+        self._marks: bytearray | None = None
         if fd is None:
             self.fd = _make_memfd(name, size, huge_pages)
             if offset:
@@ -169,6 +175,22 @@ class MemoryRegion:
         """The whole region, writable, zero-copy. Holding it (or a slice) keeps the pages mapped."""
         return memoryview(self._live())
 
+    @property
+    def marks(self) -> bytearray:
+        """A byte for each page, not 0 where this process wrote to it: what KVM's log does not know.
+
+        Native code sets them always, the methods here and of `GuestMemory` while `tracked`.
+        """
+        if self._marks is None:
+            self._marks = bytearray(self._size // PAGE_SIZE)
+        return self._marks
+
+    def mark(self, offset: int, length: int) -> None:
+        """`length` bytes at `offset` are written, or may be: for whoever uses a view."""
+        if length > 0:
+            first, last = offset // PAGE_SIZE, (offset + length - 1) // PAGE_SIZE
+            self.marks[first : last + 1] = b"\1" * (last - first + 1)
+
     def contains(self, gpa: int, length: int = 1) -> bool:
         """Whether `[gpa, gpa + length)` lies in the region."""
         return length >= 0 and self._gpa <= gpa and gpa + length <= self._gpa + self._size
@@ -186,6 +208,8 @@ class MemoryRegion:
         source = memoryview(data).cast("B")
         self._check(gpa, len(source))
         at = gpa - self._gpa
+        if self.tracked:
+            self.mark(at, len(source))
         view[at : at + len(source)] = source
 
     def extents(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
@@ -210,6 +234,8 @@ class MemoryRegion:
         """
         view = self._live()
         self._check(self._gpa + offset, length)
+        if self.tracked:
+            self.mark(offset, length)
         low, high = offset, offset
         if byte == 0 and length >= _PUNCH_FROM and not self.private:
             page = _HUGE_SIZES.get(self.huge_pages or "", PAGE_SIZE)
@@ -238,6 +264,8 @@ class MemoryRegion:
         first, last = -(-offset // page) * page, (offset + length) // page * page
         if first >= last or self.private:
             return 0
+        if self.tracked:
+            self.mark(first, last - first)
         try:
             self._map.madvise(mmap.MADV_REMOVE, first, last - first)
         except OSError:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
     from pykvm.machine.routes import Routes
     from pykvm.machine.shares import ShareKind
+    from pykvm.machine.snapshot import Restored
+    from pykvm.machine.snapshot.operate import Keeper
     from pykvm.machine.userchips import UserChips
     from pykvm.machine.vcpu_reset import ResetImage
     from pykvm.machine.virtio import TransportKind
@@ -88,6 +90,10 @@ class Attached(Extras):
     _result: RunResult | None
     _failure: BaseException | None
     _running: threading.Lock
+    keeper: Keeper | None = None
+    """What snapshots need, from the first one on."""
+    last_restore: Restored | None = None
+    """Times and pages of the last `restore()`."""
     _roms: Roms | None = None
     _clock: MonotonicClock | None = None
     _screen: Screen | None = None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pykvm.boot import LoadedImage
+    from pykvm.machine.snapshot import Snapshot
 
 MAX_CPUS = 64
 RECENT_EXITS = 64  # exits kept for crash reports
@@ -236,6 +237,29 @@ class Machine(Running):
             self._status = Status.READY if self.image is not None else Status.EMPTY
         finally:
             self._running.release()
+
+    # -- snapshots -----------------------------------------------------------------------------
+
+    def snapshot(self, *, disks: Literal["refuse", "ignore"] = "refuse") -> Snapshot:
+        """Everything of the machine at this moment, for `restore()`: docs/snapshots.md.
+
+        Between runs, while paused, or from another thread during a run, which stands still
+        meanwhile. A disk that is written in place cannot be put back: that is refused unless
+        `disks` is "ignore". Raises `SnapshotError`.
+        """
+        from pykvm.machine.snapshot.operate import take
+
+        return take(self, disks)
+
+    def restore(self, snapshot: Snapshot, *, verify: bool = False) -> None:
+        """The machine is as it was when `snapshot` was taken; a crashed one can run again.
+
+        From where `snapshot()` can be called. `last_restore` has the times. `verify` compares
+        everything afterwards (slow). Raises `SnapshotError`.
+        """
+        from pykvm.machine.snapshot.operate import restore
+
+        restore(self, snapshot, verify=verify)
 
     # -- life --------------------------------------------------------------------------------------
 

@@ -208,7 +208,7 @@ def test_an_overlay_holds_only_what_was_written() -> None:
     assert not overlay.read_only
     overlay.write(5000, b"hello")
     overlay.write((1 << 20) - 3, b"end")
-    assert os.fstat(overlay._fd).st_blocks * 512 <= 64 << 10
+    assert os.fstat(overlay._top.fd).st_blocks * 512 <= 64 << 10
     whole = bytearray(pattern(1 << 20))
     whole[5000:5005] = b"hello"
     whole[-3:] = b"end"

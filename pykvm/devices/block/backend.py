@@ -150,6 +150,22 @@ class BlockBackend(ABC):
         """As `write_zeroes`, but the blocks behind it stay allocated."""
         BlockBackend.write_zeroes(self, offset, length)
 
+    def checkpoint(self) -> object:
+        """A mark to which `rollback` puts the contents back, any number of times; it is quiet.
+
+        Raises `BlockError` where that cannot be done: the disk is written in place.
+        """
+        if self.read_only:
+            return None
+        raise BlockError(
+            f"the disk {self.name} is written in place, so that its contents cannot be put back; "
+            "add it with snapshot=True or readonly=True",
+            errno.ENOTSUP,
+        )
+
+    def rollback(self, mark: object) -> None:  # noqa: B027 - a read-only disk has not changed
+        """The contents are those of a `checkpoint` of this disk again; it is quiet."""
+
     def close(self) -> None:  # noqa: B027 - a disk in memory has nothing to close
         """Give the file back. Twice is harmless."""
 
@@ -177,6 +193,7 @@ class MemoryDisk(BlockBackend):
         self.read_only = read_only
         self.name = name
         self.flushes = 0
+        self._mark: bytes | None = None  # the contents of the last checkpoint, while they are those
 
     def readv(self, offset: int, views: Sequence[memoryview]) -> None:
         """Copy out."""
@@ -189,6 +206,7 @@ class MemoryDisk(BlockBackend):
     def writev(self, offset: int, views: Sequence[memoryview]) -> None:
         """Copy in."""
         self.check(offset, total(views), writing=True)
+        self._mark = None
         for view in views:
             self.data[offset : offset + len(view)] = view
             offset += len(view)
@@ -196,6 +214,19 @@ class MemoryDisk(BlockBackend):
     def flush(self) -> None:
         """Counted, for tests."""
         self.flushes += 1
+
+    def checkpoint(self) -> bytes:
+        """A copy, unless nothing was written since the last."""
+        if self._mark is None:
+            self._mark = bytes(self.data)
+        return self._mark
+
+    def rollback(self, mark: object) -> None:
+        """Copies it back."""
+        assert isinstance(mark, bytes)
+        if self._mark is not mark:
+            self.data[:] = mark
+            self._mark = mark
 
 
 def host_error(name: str, what: str, error: OSError) -> BlockError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 
 from pykvm.devices.block.backend import BlockBackend, BlockError, host_error, total
@@ -13,32 +14,50 @@ _GROUP = 1024  # clusters per word of the map
 _DIRECTORY = "/var/tmp"  # on disk on most systems, where /tmp is often memory
 
 
+class _Layer:
+    """A temporary file of clusters and the map of those that it has; closed when it is garbage."""
+
+    def __init__(self, directory: str) -> None:
+        self.fd = _temporary(directory)
+        self.written: dict[int, int] = {}
+        self.close = weakref.finalize(self, os.close, self.fd)
+
+    def has(self, cluster: int) -> bool:
+        return bool(self.written.get(cluster // _GROUP, 0) >> cluster % _GROUP & 1)
+
+    def mark(self, cluster: int) -> None:
+        group = cluster // _GROUP
+        self.written[group] = self.written.get(group, 0) | 1 << cluster % _GROUP
+
+
 class Overlay(BlockBackend):
     """Reads what was written here, and else from `base`, which is closed with it.
 
     The temporary file is sparse, as large as what was written, and has no name. Of each 4 KiB
-    cluster it holds all or nothing.
+    cluster it holds all or nothing. A checkpoint freezes it, and what is written later goes to
+    another one on top.
     """
 
     def __init__(self, base: BlockBackend, directory: str = _DIRECTORY) -> None:
         self.base = base
         self.name = f"{base.name} (snapshot)"
         self.size = base.size
-        self._written: dict[int, int] = {}
+        self._directory = directory
+        self._frozen: tuple[_Layer, ...] = ()  # the newest last
         try:
-            self._fd = _temporary(directory)
+            self._top: _Layer | None = _Layer(directory)
         except BaseException:
             base.close()
             raise
 
     def readv(self, offset: int, views: Sequence[memoryview]) -> None:
-        """From both, in runs."""
+        """From all of them, in runs."""
         self.check(offset, total(views))
         left = list(views)
-        for ours, start, length in self._runs(offset, total(views)):
+        for layer, start, length in self._runs(offset, total(views)):
             part, left = split(left, length)
-            if ours:
-                self._read(start, part)
+            if layer is not None:
+                self._read(layer, start, part)
             else:
                 self.base.readv(start, part)
 
@@ -48,47 +67,51 @@ class Overlay(BlockBackend):
         self.check(offset, length, writing=True)
         if not length:
             return
+        top = self._top
+        if top is None:
+            top = self._top = _Layer(self._directory)
         end = offset + length
         if offset % _CLUSTER:
-            self._copy_up(offset // _CLUSTER)
+            self._copy_up(top, offset // _CLUSTER)
         if end % _CLUSTER and end != self.size:
-            self._copy_up(end // _CLUSTER)
-        self._write(offset, views)
+            self._copy_up(top, end // _CLUSTER)
+        self._write(top, offset, views)
         for cluster in range(offset // _CLUSTER, (end - 1) // _CLUSTER + 1):
-            self._mark(cluster)
+            top.mark(cluster)
 
-    def _copy_up(self, cluster: int) -> None:
-        if self._is_written(cluster):
+    def _copy_up(self, top: _Layer, cluster: int) -> None:
+        if top.has(cluster):
             return
         start = cluster * _CLUSTER
-        data = self.base.read(start, min(_CLUSTER, self.size - start))
-        self._write(start, [memoryview(data)])
-        self._mark(cluster)
+        data = self.read(start, min(_CLUSTER, self.size - start))
+        self._write(top, start, [memoryview(data)])
+        top.mark(cluster)
 
-    def _is_written(self, cluster: int) -> bool:
-        return bool(self._written.get(cluster // _GROUP, 0) >> cluster % _GROUP & 1)
+    def _holder(self, cluster: int) -> _Layer | None:
+        if self._top is not None and self._top.has(cluster):
+            return self._top
+        for layer in reversed(self._frozen):
+            if layer.has(cluster):
+                return layer
+        return None
 
-    def _mark(self, cluster: int) -> None:
-        group = cluster // _GROUP
-        self._written[group] = self._written.get(group, 0) | 1 << cluster % _GROUP
-
-    def _runs(self, offset: int, length: int) -> Iterator[tuple[bool, int, int]]:
-        """(written here, offset, length) of stretches that one file holds."""
+    def _runs(self, offset: int, length: int) -> Iterator[tuple[_Layer | None, int, int]]:
+        """(who has it, offset, length) of stretches that one file holds."""
         end = offset + length
         while offset < end:
             cluster = offset // _CLUSTER
-            ours = self._is_written(cluster)
+            holder = self._holder(cluster)
             stop = cluster + 1
-            while stop * _CLUSTER < end and self._is_written(stop) == ours:
+            while stop * _CLUSTER < end and self._holder(stop) is holder:
                 stop += 1
             upto = min(stop * _CLUSTER, end)
-            yield ours, offset, upto - offset
+            yield holder, offset, upto - offset
             offset = upto
 
-    def _read(self, offset: int, views: list[memoryview]) -> None:
+    def _read(self, layer: _Layer, offset: int, views: list[memoryview]) -> None:
         while views:
             try:
-                count = os.preadv(self._fd, views[:1024], offset)
+                count = os.preadv(layer.fd, views[:1024], offset)
             except OSError as error:
                 raise host_error(self.name, f"a read at {offset:#x}", error) from error
             if count == 0:
@@ -96,21 +119,41 @@ class Overlay(BlockBackend):
             offset += count
             views = split(views, count)[1]
 
-    def _write(self, offset: int, views: Sequence[memoryview]) -> None:
+    def _write(self, layer: _Layer, offset: int, views: Sequence[memoryview]) -> None:
         left = [view for view in views if len(view)]
         while left:
             try:
-                count = os.pwritev(self._fd, left[:1024], offset)
+                count = os.pwritev(layer.fd, left[:1024], offset)
             except OSError as error:
                 raise host_error(self.name, f"a write at {offset:#x}", error) from error
             offset += count
             left = split(left, count)[1]
 
+    # -- going back ----------------------------------------------------------------------------
+
+    def checkpoint(self) -> tuple[_Layer, ...]:
+        """Freezes what was written so far."""
+        if self._top is not None and self._top.written:
+            self._frozen = (*self._frozen, self._top)
+            self._top = None
+        return self._frozen
+
+    def rollback(self, mark: object) -> None:
+        """Forgets what was written on top of it, or since another checkpoint."""
+        assert isinstance(mark, tuple)
+        self._frozen = mark
+        if self._top is not None and self._top.written:
+            self._top = None
+
+    def written(self) -> Iterator[tuple[int, int]]:
+        """(offset, length) of the stretches that are not as in the base, in order."""
+        for layer, offset, length in self._runs(0, self.size):
+            if layer is not None:
+                yield offset, length
+
     def close(self) -> None:
         """Throws away what was written, and closes the base."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._top, self._frozen = None, ()
         self.base.close()
 
 

@@ -54,6 +54,17 @@ class InputPump:
         """The device has taken everything: more may be read from the source."""
         return not self._pending
 
+    @property
+    def waiting(self) -> bytes:
+        """The input that the device has not taken yet."""
+        with self._lock:
+            return bytes(self._pending)
+
+    def replace(self, waiting: bytes) -> None:
+        """Other input waits instead; the device is offered it when it has room (`ready`)."""
+        with self._lock:
+            self._pending[:] = waiting
+
     def set_receiver(self, receiver: Receiver | None) -> None:
         """From now on input goes to `receiver`, what waits included."""
         with self._lock:

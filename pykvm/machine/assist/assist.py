@@ -198,6 +198,12 @@ class Assist:
         self.traps.reset()
         self._stuck.clear()
 
+    def restored(self, armed: dict[int, dict[int, int]]) -> None:
+        """The guest went back to a snapshot; `armed` is what `traps.state()` gave then."""
+        self._walks.clear()
+        self._stuck.clear()
+        self.traps.restored(armed)
+
     def close(self) -> None:
         """Gives the engines back."""
         while self._computers:

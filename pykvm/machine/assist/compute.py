@@ -281,6 +281,8 @@ class _Operand:
             frame = self._scratch(index, page, write)
         else:
             free = write or (found.dirty and self._permitted(found, True))
+            if free:  # the engine writes where KVM's dirty log of this machine does not look
+                region.mark(page - region.gpa, PAGE)
             frame = Frame(page, free and not region.flags & _READONLY)
         self.frames += [None] * (index + 1 - len(self.frames))
         self.frames[index] = frame

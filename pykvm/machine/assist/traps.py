@@ -208,3 +208,22 @@ class Traps:
                 vcpu.clear_guest_debug()
         self._armed.clear()
         self._stepping.clear()
+
+    def state(self) -> dict[int, dict[int, int]]:
+        """vCPU id -> address of a handler -> vector: for snapshots."""
+        return {vcpu: dict(armed) for vcpu, armed in self._armed.items()}
+
+    def restored(self, armed: dict[int, dict[int, int]]) -> None:
+        """The guest is as it was when `state()` gave `armed`. A debugger keeps its breakpoints."""
+        for vcpu in self._assist.machine.vcpus:
+            wanted = dict(armed.get(vcpu.id, {}))
+            ours = bool(self._ours(vcpu)) or vcpu.id in self._stepping
+            if self._armed.get(vcpu.id, {}) == wanted and vcpu.id not in self._stepping:
+                continue
+            self._armed.pop(vcpu.id, None)
+            self._stepping.discard(vcpu.id)
+            if not ours and vcpu.guest_debug.control:
+                continue
+            if wanted:
+                self._armed[vcpu.id] = wanted
+            self._set(vcpu)

@@ -1,0 +1,187 @@
+"""`Machine.snapshot()` and `Machine.restore()`: what is done in which order, at rest.
+
+Order of putting back: disks and devices first (their interrupt lines move KVM's chips), then
+memory, then KVM's chips, then vCPUs (whose page-directory pointers are read from memory, and whose
+local APICs the IOAPIC talks to).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter_ns
+
+from pykvm.kvm import exits
+from pykvm.machine.result import Status
+from pykvm.machine.snapshot import parts
+from pykvm.machine.snapshot.chips import ChipImage
+from pykvm.machine.snapshot.errors import SnapshotError
+from pykvm.machine.snapshot.ram import RamTracker
+from pykvm.machine.snapshot.snapshot import Restored, Snapshot
+from pykvm.machine.snapshot.vcpu import VcpuImage, VcpuKind, abandon
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykvm.kvm import Vcpu
+    from pykvm.machine.machine import Machine
+
+_FRAGMENTS = 4096  # exits of one instruction that are seen through before a snapshot
+
+
+class Keeper:
+    """What a machine needs for its snapshots, from the first one on."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.ram = RamTracker(machine)
+        self.kind = VcpuKind(machine)
+
+
+def keeper_of(machine: Machine) -> Keeper:
+    """The machine's, made when it is first needed."""
+    if machine.keeper is None:
+        machine.keeper = Keeper(machine)
+    return machine.keeper
+
+
+@contextmanager
+def at_rest(machine: Machine) -> Iterator[None]:
+    """No vCPU runs, no request is in flight, no I/O thread works; a run that is on goes on after.
+
+    Raises `SnapshotError` in a handler: its exit is not complete.
+    """
+    if machine.handling is not None:
+        raise SnapshotError(
+            "a handler is inside an exit that is not complete; stop() the run, and take or restore "
+            "the snapshot after it"
+        )
+    if machine._running.acquire(blocking=False):
+        try:
+            with _devices_at_rest(machine):
+                yield
+        finally:
+            machine._running.release()
+        return
+    control = machine.control
+    paused = control.pausing
+    machine.pause()
+    try:
+        if control.outcome is None and control.pausing:
+            with _devices_at_rest(machine):
+                yield
+            with control.changed:
+                control.idle.clear()
+            return
+    finally:
+        if not paused:
+            machine.resume()
+    with machine._running, _devices_at_rest(machine):  # the run has just ended
+        yield
+
+
+@contextmanager
+def _devices_at_rest(machine: Machine) -> Iterator[None]:
+    if not machine.virtio or machine._still:
+        yield
+        return
+    from pykvm.machine.virtio import go_on, stand_still
+
+    stand_still(machine)
+    try:
+        yield
+    finally:
+        go_on(machine)
+
+
+def take(machine: Machine, disks: parts.Disks = "refuse") -> Snapshot:
+    """See `Machine.snapshot`."""
+    machine._check_open()
+    with at_rest(machine):
+        for vcpu in machine.vcpus:
+            finish_exit(machine, vcpu)
+        keeper = keeper_of(machine)
+        snapshot = Snapshot(machine, machine._status, machine.crash_reason)
+        snapshot.devices = parts.save_devices(machine)
+        snapshot.disks = parts.checkpoint_disks(machine, disks)
+        snapshot.serial_input = parts.serial_input(machine)
+        snapshot.traps = parts.armed_traps(machine)
+        snapshot.vcpus = [VcpuImage.take(vcpu, keeper.kind) for vcpu in machine.vcpus]
+        snapshot.chips = ChipImage.take(machine)
+        snapshot.ram = keeper.ram.take()
+        return snapshot
+
+
+def restore(machine: Machine, snapshot: Snapshot, *, verify: bool = False) -> None:
+    """See `Machine.restore`."""
+    machine._check_open()
+    snapshot.check_owner(machine)
+    started = perf_counter_ns()
+    with at_rest(machine):
+        keeper = keeper_of(machine)
+        if len(snapshot.vcpus) != len(machine.vcpus):
+            raise SnapshotError(
+                f"the snapshot has {len(snapshot.vcpus)} vCPUs, the machine {len(machine.vcpus)}"
+            )
+        keeper.ram.follow()
+        keeper.ram.check(snapshot.ram)
+        rest = perf_counter_ns()
+        for vcpu in machine.vcpus:
+            abandon(vcpu)
+        parts.roll_back_disks(snapshot.disks)
+        parts.load_devices(machine, snapshot.devices)
+        parts.put_serial_input(machine, snapshot.serial_input)
+        devices = perf_counter_ns()
+        pages = keeper.ram.put(snapshot.ram)
+        memory = perf_counter_ns()
+        snapshot.chips.put(machine)
+        chips = perf_counter_ns()
+        for vcpu, image in zip(machine.vcpus, snapshot.vcpus, strict=True):
+            image.put(vcpu)
+        parts.rearm_traps(machine, snapshot.traps)
+        _put_status(machine, snapshot)
+        done = perf_counter_ns()
+        log, copy = int(keeper.ram.c.log_ns), int(keeper.ram.c.copy_ns)
+        phases = {
+            "stop": rest - started, "devices": devices - rest, "dirty_log": log, "copy": copy,
+            "memory_other": max(0, memory - devices - log - copy), "chips": chips - memory,
+            "vcpus": done - chips,
+        }  # fmt: skip
+        machine.last_restore = Restored(phases, pages)
+        if verify:
+            from pykvm.machine.snapshot.verify import compare
+
+            found = compare(snapshot, machine)
+            if found is not None:
+                raise SnapshotError(f"after the restore the machine differs: {found}")
+
+
+def _put_status(machine: Machine, snapshot: Snapshot) -> None:
+    machine.image, machine.cmdline = snapshot.image, snapshot.cmdline
+    if machine._status in (Status.RUNNING, Status.PAUSED):
+        return
+    machine._status = snapshot.status
+    machine.crash_reason = snapshot.crash_reason
+
+
+def finish_exit(machine: Machine, vcpu: Vcpu) -> None:
+    """Completes a pending exit; what else the same instruction does goes to its devices."""
+    for _ in range(_FRAGMENTS):
+        if not vcpu.pending:
+            return
+        exit_ = vcpu.complete()
+        if exit_ is None:
+            return
+        if isinstance(exit_, exits.IoExit):
+            from pykvm.machine.loop import _repeat
+
+            _repeat(machine, exit_)
+        elif isinstance(exit_, exits.MmioExit):
+            if exit_.is_write:
+                machine.mmio.write(exit_.gpa, exit_.size, exit_.value)
+            else:
+                exit_.value = machine.mmio.read(exit_.gpa, exit_.size)
+        else:
+            raise SnapshotError(f"vCPU {vcpu.id} is inside an instruction: {exit_}; run it on")
+    raise SnapshotError(
+        f"vCPU {vcpu.id} is inside a string instruction at {vcpu.regs.rip:#x} that does not end; "
+        "run it on before the snapshot"
+    )
