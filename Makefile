@@ -33,7 +33,7 @@ test-nested-all: linux
 	$(PY) tests/nested/run.py -q -m "not slow" tests/kvm tests/boot tests/cli tests/property
 
 test-slow: linux
-	$(PY) -m pytest -q -s --timeout 0 -m "slow and not nested" tests/boot tests/kvm/test_power_cut.py
+	$(PY) -m pytest -q -s --timeout 0 -m "slow and not nested" tests/boot tests/kvm/test_power_cut.py tests/unit/test_lab_report_page.py
 
 setup:
 	@.ci/setup

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from pykvm.cli.common import Interrupt, Parser, end_on_signals, number, settle
+from pykvm.cli.common import Interrupt, Parser, UsageError, end_on_signals, number, settle
 from pykvm.cli.image_options import (
     IMAGE_FORMATS,
     add_image_options,
@@ -29,6 +29,10 @@ EXAMPLES = """examples:
   pykvm trace kernel.elf --format summary        a table: reason, address, instruction, time
   pykvm trace kernel.elf --format json --limit 1000 --output exits.jsonl
   pykvm trace smp --serial file:console.log
+  pykvm trace hello64 --explain                  why each kind of exit happens, who did what
+  pykvm trace io --html io.html                  open io.html in a browser; nothing else is needed
+  pykvm trace smp --cpus 2 --perfetto smp.json.gz    open it on https://ui.perfetto.dev
+  pykvm trace hello64 --csv exits.csv --format text
 
 Exit status: as of `pykvm run`."""
 
@@ -59,7 +63,7 @@ def main(arguments: list[str]) -> int:
         "--format",
         action=_Format,
         dest="style",
-        default="text",
+        default=None,
         choices=STYLES + IMAGE_FORMATS,
         metavar="{text,json,summary}",
         help="each exit as a line (default) or as a JSON object on a line, or a table at the end",
@@ -70,7 +74,16 @@ def main(arguments: list[str]) -> int:
     group.add_argument(
         "--output", "-o", metavar="FILE", help="write the trace to FILE instead of stdout"
     )
+    group.add_argument(
+        "--explain", action="store_true", help="explain the first exit of each kind in full"
+    )
     group.add_argument("--limit", type=number, metavar="N", help="stop the guest after N exits")
+    reports = parser.add_argument_group("files, written at the end; instead of lines, or with them")
+    reports.add_argument("--html", metavar="FILE", help="a page with timeline, list and texts")
+    reports.add_argument(
+        "--perfetto", metavar="FILE", help="for ui.perfetto.dev (compressed if FILE ends in .gz)"
+    )
+    reports.add_argument("--csv", metavar="FILE", help="a table, one line an exit")
     return trace(parser.parse_args(arguments))
 
 
@@ -79,23 +92,39 @@ def trace(options: Namespace) -> int:
     from pykvm.cli.console import Console
     from pykvm.cli.run import ending, explain
     from pykvm.cli.trace_output import make_writer
+    from pykvm.cli.trace_reports import ExplainingWriter, Reports
     from pykvm.lab.tracing import Tracer
 
+    if options.explain and options.style == "summary":
+        raise UsageError("--explain has no place in a summary; use it with --format text or json")
+    reports = Reports(options)
+    quiet = reports.wanted and not (options.style or options.explain or options.output)
+    style = options.style or "text"
     end_on_signals()
     with ExitStack() as stack:
+        reports.check()
         stream: TextIO = sys.stdout
         if options.output is not None:
             stream = stack.enter_context(open(options.output, "w", encoding="utf-8"))
-        inline = options.serial is None and options.style == "text" and _shared(stream)
+        inline = options.serial is None and style == "text" and _shared(stream) and not quiet
         console = Console.for_trace(options, None if inline else 2)
         machine = stack.enter_context(
             make_machine(
                 options, serial=console.serial, debugcon=console.debugcon, trace=Tracer.RING
             )
         )
-        writer = make_writer(options.style, stream, machine, inline)
+        writer = make_writer("none" if quiet else style, stream, machine, inline)
+        if options.explain:
+            writer = ExplainingWriter(writer, stream, machine, style)
         writer.begin(options.image or options.firmware)
-        tracer = Tracer(machine, _limited(writer, machine, options.limit))
+        tracer: Tracer
+        if reports.wanted:
+            from pykvm.lab.report import Recorder
+
+            tracer = Recorder(machine, None if quiet else writer.add, limit=options.limit)
+            recording = stack.enter_context(tracer.recording)
+        else:
+            tracer, recording = Tracer(machine, _limited(writer, machine, options.limit)), None
         interrupt = Interrupt(machine.stop)
         try:
             with interrupt, console.attached(machine), tracer:
@@ -104,6 +133,8 @@ def trace(options: Namespace) -> int:
             writer.end(result)
         finally:
             writer.flush()
+        if recording is not None:
+            reports.write(recording, machine, result)
         explain(result)
         return ending(result, console, interrupt)
 

@@ -34,12 +34,30 @@ class Writer(Protocol):
 
 
 def make_writer(style: str, stream: TextIO, machine: Machine, inline: bool) -> Writer:
-    """The writer for a style: text, json or summary. `inline`: serial output among the exits."""
+    """The writer for a style: text, json, summary or none. `inline`: serial among the exits."""
+    if style == "none":
+        return NoWriter()
     if style == "json":
         return JsonWriter(stream)
     if style == "summary":
         return SummaryWriter(stream)
     return TextWriter(stream, machine, inline)
+
+
+class NoWriter:
+    """Nothing: a report is written instead."""
+
+    def begin(self, image: str) -> None:
+        """Nothing to say."""
+
+    def add(self, traced: TracedExit) -> None:
+        """Nothing to say."""
+
+    def end(self, result: RunResult) -> None:
+        """Nothing to say."""
+
+    def flush(self) -> None:
+        """Nothing to hand over."""
 
 
 class JsonWriter:
