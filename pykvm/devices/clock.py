@@ -121,10 +121,35 @@ class MonotonicClock:
         self._thread: threading.Thread | None = None
         self._armed: set[_RealTimer] = set()
         self._closed = False
+        self._calling = False
+        self._holds = 0
+        self._held_at = 0
 
     def now_ns(self) -> int:
-        """`time.monotonic_ns()`."""
-        return monotonic_ns()
+        """`time.monotonic_ns()`; while held, the moment when that began."""
+        return self._held_at if self._holds else monotonic_ns()
+
+    def hold(self) -> None:
+        """Time stands still, and no timer fires, until as many `release`s. Not in a callback."""
+        condition = self._condition
+        if condition is None:
+            import threading
+
+            condition = self._condition = threading.Condition(threading.Lock())
+        with condition:
+            if not self._holds:
+                self._held_at = monotonic_ns()
+            self._holds += 1
+            while self._calling:
+                condition.wait()
+
+    def release(self) -> None:
+        """Time goes on, as if it had not stood still."""
+        condition = self._condition
+        assert condition is not None
+        with condition:
+            self._holds -= 1
+            condition.notify_all()
 
     def timer(self, callback: Callable[[], None]) -> Timer:
         """A timer whose callback runs on the clock's thread and should be short."""
@@ -174,10 +199,17 @@ class MonotonicClock:
                 threading.excepthook(
                     threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
                 )
+            finally:
+                with condition:
+                    self._calling = False
+                    condition.notify_all()
 
     def _next(self, condition: threading.Condition) -> _RealTimer | None:
         """Wait for the next timer that is due; None where the thread should end."""
         while not self._closed:
+            if self._holds:
+                condition.wait(_LONGEST_WAIT_S)
+                continue
             if not self._armed:
                 condition.wait(_IDLE_S)
                 if not self._armed:
@@ -187,6 +219,7 @@ class MonotonicClock:
             wait = timer.deadline - monotonic_ns()
             if wait <= 0:
                 self._armed.discard(timer)
+                self._calling = True
                 return timer
             condition.wait(min(wait / 1e9, _LONGEST_WAIT_S))
         self._thread = None

@@ -387,6 +387,11 @@ class Uart16550(UartRegisters, Device):
             self._install(UartState.from_saved(self.name, state, self._clock.now_ns()))
         self._follow_up()
 
+    def input_waits(self, waits: bool) -> None:
+        """The back end has input (or has none) that was offered before; for restored machines."""
+        with self._lock:
+            self._refused = waits
+
     def _install(self, state: UartState) -> None:
         self._timer.cancel()
         self._timer_at = self._offer_at = None

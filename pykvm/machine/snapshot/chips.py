@@ -10,6 +10,7 @@ from pykvm.typed import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
 
+_ORDER = (1, 0, 2)  # the slave first: what it requests shows in the master at once
 CHIPS = ("PIC master", "PIC slave", "IOAPIC")  # KVM API 4.26
 
 
@@ -47,8 +48,8 @@ class ChipImage:
     def put(self, machine: Machine) -> None:
         """The chips become this. Before the vCPUs, whose local APICs the IOAPIC talks to."""
         vm = machine.vm
-        for chip in self.chips:
-            vm.ioctl("KVM_SET_IRQCHIP", chip)
+        for number in _ORDER if self.chips else ():
+            vm.ioctl("KVM_SET_IRQCHIP", self.chips[number])
         if self.pit is not None:
             passed = monotonic_ns() - self.taken_ns
             moved = ffi.new("struct kvm_pit_state2 *", self.pit[0])

@@ -80,6 +80,21 @@ def at_rest(machine: Machine) -> Iterator[None]:
 
 @contextmanager
 def _devices_at_rest(machine: Machine) -> Iterator[None]:
+    clock = machine._clock
+    if clock is None:
+        with _virtio_at_rest(machine):
+            yield
+        return
+    clock.hold()
+    try:
+        with _virtio_at_rest(machine):
+            yield
+    finally:
+        clock.release()
+
+
+@contextmanager
+def _virtio_at_rest(machine: Machine) -> Iterator[None]:
     if not machine.virtio or machine._still:
         yield
         return

@@ -44,9 +44,11 @@ def load_devices(machine: Machine, states: dict[str, dict[str, object]]) -> None
             f"the machine has other devices than the snapshot: it lacks {missing}; "
             f"the snapshot lacks {more}"
         )
-    for name, device in devices:
-        if device.save() != states[name]:
-            device.load(states[name])
+    # Twice: an interrupt line that moves when its device is loaded moves the controller, too.
+    for _ in range(2):
+        for name, device in devices:
+            if device.save() != states[name]:
+                device.load(states[name])
 
 
 def _refuse_foreign(machine: Machine) -> None:
@@ -101,8 +103,9 @@ def serial_input(machine: Machine) -> bytes | None:
 def put_serial_input(machine: Machine, waiting: bytes | None) -> None:
     """The same input waits again."""
     pump = _pump(machine)
-    if pump is not None and waiting is not None and pump.waiting != waiting:
+    if pump is not None and waiting is not None and machine.standard is not None:
         pump.replace(waiting)
+        machine.standard.uart.input_waits(bool(waiting))
 
 
 def _pump(machine: Machine) -> Any:
