@@ -125,11 +125,11 @@ def test_an_empty_recording_is_a_report_too(tmp_path: pathlib.Path) -> None:
 def test_memory_does_not_grow_with_the_number_of_exits(tmp_path: pathlib.Path) -> None:
     tracemalloc.start()
     try:
-        with made(60_000) as recording:
+        with made(40_000) as recording:
             write_html(recording, tmp_path / "x.html")
             write_perfetto(recording, tmp_path / "x.json")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # A block of 16,384 exits as tuples and columns; all 60,000 would be four times that.
+    # A block of 16,384 exits as tuples and columns; all 40,000 would be twice that.
     assert peak < 16 << 20

@@ -56,7 +56,7 @@ def test_it_renders(browser: Browser, tmp_path: pathlib.Path) -> None:
     assert colours(browser) > 4
     rows = browser.run("[...document.querySelectorAll('#exits .row')].map(r => r.textContent)")
     assert 10 < len(rows) < 60  # only those in sight exist
-    assert "out 0x3f8 ← 'H'COM1 THR0x100010 <main+0x10> out dx, al" in rows[0]
+    assert "out 0x3f8 ← 'H'COM1 THRout dx, al · main+0x10" in rows[0]
     groups = browser.run("[...document.querySelectorAll('#groups tbody tr')].map(r => r.innerText)")
     assert len(groups) == 3
     assert any("unclaimed (keyboard)" in row and "1,000" in row for row in groups)

@@ -9,7 +9,7 @@ VMX, SVM, SOFTWARE, UNKNOWN = "vmx", "svm", "software", ""
 
 SOFTWARE_NOTE = (
     "This host has neither VMX nor SVM: its KVM (module kvm_pvm) runs ring 0, real mode and 32-bit "
-    "code in KVM's instruction emulator, so here the emulator came to the instruction; no "
+    "code in KVM's instruction emulator. There the emulator came to the instruction, and no "
     "intercept of a CPU was involved. What user space sees is the same."
 )
 

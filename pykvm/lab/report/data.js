@@ -72,6 +72,7 @@ function what(i) {
 }
 
 const code = site => [site.rip, site.symbol && `<${site.symbol}>`, site.instruction].filter(Boolean).join(" ");
+const brief = site => [site.instruction, site.symbol || site.rip].filter(Boolean).join(" · ");
 const micros = ns => (ns / 1000).toFixed(ns < 1e5 ? 2 : ns < 1e6 ? 1 : 0);
 function duration(ns) {
   for (const [unit, size] of [["s", 1e9], ["ms", 1e6], ["µs", 1e3]])

@@ -122,8 +122,8 @@ function exitRow(j) {
   const i = page.matches ? page.matches[j] : j, site = sites[trace.site[i]];
   const row = node("div", undefined, `row grid${i === page.selected ? " on" : ""}`);
   row.setAttribute("role", "option"); row.dataset.exit = i;
-  for (const text of [i, micros(trace.time[i]), trace.vcpu[i], what(i), site.place, code(site), micros(trace.run[i]), micros(trace.handle[i])]) {
-    const cell = node("span", text); cell.title = text; row.append(cell);
+  for (const text of [i, micros(trace.time[i]), trace.vcpu[i], what(i), site.place, brief(site), micros(trace.run[i]), micros(trace.handle[i])]) {
+    const cell = node("span", text); cell.title = text === brief(site) ? code(site) : text; row.append(cell);
   }
   row.onclick = () => select(i);
   return row;

@@ -83,13 +83,12 @@ function axis(pen, x, width, room, ink, line) {
   const { from, to } = timeline, base = TOP + meta.vcpus * (LANE + GAP);
   const step = niceStep(to - from, room / 90);
   const [unit, size] = [["s", 1e9], ["ms", 1e6], ["µs", 1e3], ["ns", 1]].find(([, s]) => step >= s * .999) || ["ns", 1];
-  const digits = 0;
   pen.textAlign = "center";
   for (let t = Math.ceil(from / step) * step; t <= to; t += step) {
     const at = x(t);
     pen.fillStyle = line; pen.fillRect(at, TOP, 1, base - TOP + 3);
     pen.fillStyle = ink;
-    if (at < width - 24) pen.fillText((t / size).toFixed(digits), at, base + 10);
+    if (at < width - 24) pen.fillText(number(Math.round(t / size)), at, base + 10);
   }
   pen.textAlign = "right"; pen.fillText(`time since the start (${unit})`, width - RIGHT, base + 25);
 }
