@@ -168,10 +168,12 @@ def _typed(machine: Machine, vcpu: Vcpu, error: int) -> Outcome | None:
         return None
     vcpu_id = vcpu.id
     if isinstance(exit_, exits.HltExit):
+        exit_._detach()  # it may be looked at when the machine is closed
         return Outcome(StopReason.HALTED, vcpu_id, exit=exit_)
     if isinstance(exit_, exits.DebugExit):
         if machine.assist is not None and machine.assist.traps.trapped(vcpu):
             return None
+        exit_._detach()
         return Outcome(StopReason.STOPPED, vcpu_id, detail="debug exit", exit=exit_)
     if isinstance(exit_, (exits.IrqWindowOpenExit, exits.IntrExit)):
         if machine.chips is not None:
