@@ -65,6 +65,18 @@ def test_a_triple_fault_says_why_nothing_could_be_delivered() -> None:
     assert "IDTR.limit is 0x0" in told.why or "reset the vCPU already" in told.why
 
 
+def test_exits_of_a_closed_machine_are_still_explained() -> None:
+    with Machine(irqchip="none") as halted, Machine() as crashed:
+        halted.load("hello64")
+        crashed.load("triplefault")
+        ends = [m.run(timeout=10).exit for m in (halted, crashed)]
+    for exit_, machine in zip(ends, (halted, crashed), strict=True):
+        assert exit_ is not None
+        assert explain(exit_, machine).guest_next
+    assert ends[0] is not None
+    assert explain(ends[0], halted).instruction.endswith("hlt")
+
+
 def test_a_silent_guest_is_explained() -> None:
     with Machine(irqchip="none") as machine:
         machine.load(b"\xeb\xfe")  # jmp .

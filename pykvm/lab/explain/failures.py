@@ -139,7 +139,10 @@ def shutdown(where: str, machine: Machine | None, vcpu: Vcpu | None) -> Explanat
     text = TEXTS["KVM_EXIT_SHUTDOWN"]
     why = text.why
     if machine is not None and vcpu is not None:
-        why += "\n" + "\n".join(chain(machine, vcpu))
+        try:
+            why += "\n" + "\n".join(chain(machine, vcpu))
+        except PykvmError as error:  # the machine was closed meanwhile
+            why += f"\nWhat led there cannot be looked at any more: {error}."
     return Explanation(text.title, where, why, text.kernel, text.user, text.next, text.references)
 
 
