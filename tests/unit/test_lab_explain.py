@@ -159,6 +159,9 @@ def test_rep_and_native_rules() -> None:
     found = explain_access(PORT._replace(count=3, native=True))
     assert "OUTS with a REP prefix moves 3 elements of 1 byte" in found.why
     assert "native rule" in found.user
+    one = explain_access(PORT._replace(instruction="0x1000 <a: b>: rep outsb dx, byte ptr [si]"))
+    assert "OUTS with a REP prefix moves 1 byte" in one.why
+    assert "OUTS moves" in explain_access(PORT._replace(instruction="0x10: outsb dx, [si]")).why
     assert "RCX" in found.guest_next
 
 

@@ -38,9 +38,11 @@ def _port(a: Access) -> Explanation:
     verb = "OUT" if a.is_write else "IN"
     direction = "to" if a.is_write else "from"
     where = f"port {a.address:#x}"
-    string = a.count > 1
-    moved = f"{a.count} elements of {_bytes(a.size)}" if string else _bytes(a.size)
-    name = f"{verb}S with a REP prefix" if string else verb
+    code = a.instruction.rpartition(": ")[2]
+    repeated = a.count > 1 or code.startswith("rep")
+    string = repeated or code.startswith(("outs", "ins"))
+    moved = f"{a.count} elements of {_bytes(a.size)}" if a.count > 1 else _bytes(a.size)
+    name = f"{verb}S with a REP prefix" if repeated else f"{verb}S" if string else verb
     why = (
         f"{name} moves {moved} {direction} {where}. A guest must not reach the host's ports, so "
         "KVM lets every port instruction leave the guest: on Intel by unconditional I/O exiting "
@@ -60,17 +62,22 @@ def _port(a: Access) -> Explanation:
         )
     else:
         kernel += "The IN is only half done: it is completed by the next KVM_RUN with the answer."
-    if string:
-        kernel += " A long REP may be split into several exits."
+    if repeated:
+        kernel += (
+            " A long REP comes as several exits: some KVMs give many elements at once, the "
+            "instruction emulator may give OUTS one by one."
+        )
     if a.is_write:
         after = "The instruction behind it, with all registers as they were."
         if string:
-            after = "The next elements, or the instruction behind: RSI and RCX have moved on."
+            after = (
+                "The next elements, or the instruction behind: RSI has moved on, and with REP RCX."
+            )
     else:
         part = {1: "AL", 2: "AX", 4: "EAX"}.get(a.size, "the accumulator")
         after = f"{_answer(a)} in {part}; the other registers and the flags do not change."
         if string:
-            after = "The answer in memory at ES:RDI; RDI and RCX have moved on."
+            after = "The answer in memory at ES:RDI; RDI has moved on, and with REP RCX."
     return Explanation(
         f"{verb} {direction} {where}{_title(a)}",
         a.instruction,

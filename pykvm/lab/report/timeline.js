@@ -81,7 +81,7 @@ function draw() {
 
 function axis(pen, x, width, room, ink, line) {
   const { from, to } = timeline, base = TOP + meta.vcpus * (LANE + GAP);
-  const step = niceStep(to - from, room / 90);
+  const step = niceStep(to - from, room / 75);
   const [unit, size] = [["s", 1e9], ["ms", 1e6], ["µs", 1e3], ["ns", 1]].find(([, s]) => step >= s * .999) || ["ns", 1];
   pen.textAlign = "center";
   for (let t = Math.ceil(from / step) * step; t <= to; t += step) {
