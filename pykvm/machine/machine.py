@@ -19,7 +19,7 @@ from pykvm.machine.unclaimed import POLICIES, Policy, Unclaimed
 from pykvm.typed import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pykvm.boot import LoadedImage
     from pykvm.machine.snapshot import Snapshot
@@ -260,6 +260,25 @@ class Machine(Running):
         from pykvm.machine.snapshot.operate import restore
 
         restore(self, snapshot, verify=verify)
+
+    @classmethod
+    def from_snapshot(
+        cls,
+        path: str | os.PathLike[str],
+        prepare: Callable[[Machine], object] | None = None,
+        *,
+        lazy: bool = False,
+        **options: Any,
+    ) -> Machine:
+        """A machine made as the file says, in the state that it says.
+
+        `prepare(machine)` adds the disks, devices and handlers that the one before had, in the same
+        order; `options` are this class's for what a file cannot keep (`serial`, `debugcon`).
+        `lazy` as for `Snapshot.load`. Raises `SnapshotError`.
+        """
+        from pykvm.machine.snapshot.make import make_machine
+
+        return make_machine(cls, path, prepare, lazy, options)
 
     # -- life --------------------------------------------------------------------------------------
 

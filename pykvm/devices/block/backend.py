@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pykvm.errors import PykvmError
 from pykvm.typed import TYPE_CHECKING, Literal, NamedTuple
@@ -166,6 +166,19 @@ class BlockBackend(ABC):
     def rollback(self, mark: object) -> None:  # noqa: B027 - a read-only disk has not changed
         """The contents are those of a `checkpoint` of this disk again; it is quiet."""
 
+    def export_checkpoint(self, mark: object) -> Iterator[tuple[int, Buffer]] | None:
+        """What a checkpoint has beside what the disk had when it was opened: (offset, bytes)."""
+        return None
+
+    def import_checkpoint(self, pieces: Sequence[tuple[int, Buffer]] | None) -> object:
+        """A checkpoint of that; the disk was opened with the same contents.
+
+        Raises `BlockError` for pieces that are not of this disk.
+        """
+        if pieces is not None:
+            raise BlockError(f"{self.name} has no contents of its own")
+        return self.checkpoint()
+
     def close(self) -> None:  # noqa: B027 - a disk in memory has nothing to close
         """Give the file back. Twice is harmless."""
 
@@ -227,6 +240,20 @@ class MemoryDisk(BlockBackend):
         if self._mark is not mark:
             self.data[:] = mark
             self._mark = mark
+
+    def export_checkpoint(self, mark: object) -> Iterator[tuple[int, Buffer]]:
+        """All of it."""
+        assert isinstance(mark, bytes)
+        return iter([(0, mark)])
+
+    def import_checkpoint(self, pieces: Sequence[tuple[int, Buffer]] | None) -> bytes:
+        """All of it."""
+        if pieces is None or len(pieces) != 1 or pieces[0][0]:
+            raise BlockError(f"{self.name}: its contents are not there")
+        mark = bytes(pieces[0][1])
+        if len(mark) != self.size:
+            raise BlockError(f"{self.name}: {len(mark)} bytes are not its {self.size}")
+        return mark
 
 
 def host_error(name: str, what: str, error: OSError) -> BlockError:

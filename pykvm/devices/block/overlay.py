@@ -8,6 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from pykvm.devices.block.backend import BlockBackend, BlockError, host_error, total
 from pykvm.devices.block.raw import split
+from pykvm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _CLUSTER = 4096
 _GROUP = 1024  # clusters per word of the map
@@ -145,11 +149,30 @@ class Overlay(BlockBackend):
         if self._top is not None and self._top.written:
             self._top = None
 
-    def written(self) -> Iterator[tuple[int, int]]:
-        """(offset, length) of the stretches that are not as in the base, in order."""
-        for layer, offset, length in self._runs(0, self.size):
-            if layer is not None:
-                yield offset, length
+    def export_checkpoint(self, mark: object) -> Iterator[tuple[int, bytes]]:
+        """The clusters that are not the base's, in order, 1 MiB at most at a time."""
+        assert isinstance(mark, tuple)
+        for offset, length in _stretches(mark, self.size):
+            data = bytearray(length)
+            left = [memoryview(data)]
+            for at in range(offset, offset + length, _CLUSTER):
+                part, left = split(left, min(_CLUSTER, offset + length - at))
+                layer = next(la for la in reversed(mark) if la.has(at // _CLUSTER))
+                self._read(layer, at, part)
+            yield offset, bytes(data)
+
+    def import_checkpoint(self, pieces: Sequence[tuple[int, Buffer]] | None) -> tuple[_Layer, ...]:
+        """A frozen layer with them."""
+        layer = _Layer(self._directory)
+        for offset, data in pieces or ():
+            view = memoryview(data).cast("B")
+            end = offset + len(view)
+            if offset % _CLUSTER or end > self.size or (end % _CLUSTER and end != self.size):
+                raise BlockError(f"{self.name}: {len(view)} bytes at {offset:#x} are no clusters")
+            self._write(layer, offset, [view])
+            for cluster in range(offset // _CLUSTER, -(-end // _CLUSTER)):
+                layer.mark(cluster)
+        return (layer,)
 
     def close(self) -> None:
         """Throws away what was written, and closes the base."""
@@ -163,3 +186,22 @@ def _temporary(directory: str) -> int:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
         return os.memfd_create("pykvm-snapshot", os.MFD_CLOEXEC)
+
+
+def _stretches(layers: tuple[_Layer, ...], size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what the layers have, 1 MiB at most at a time."""
+    groups: dict[int, int] = {}
+    for layer in layers:
+        for group, bits in layer.written.items():
+            groups[group] = groups.get(group, 0) | bits
+    for group in sorted(groups):
+        bits, cluster = groups[group], 0
+        while bits >> cluster:
+            first = cluster
+            while bits >> cluster & 1 and cluster - first < 256:
+                cluster += 1
+            if cluster == first:
+                cluster += 1
+                continue
+            offset = (group * _GROUP + first) * _CLUSTER
+            yield offset, min((cluster - first) * _CLUSTER, size - offset)

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
 
+from pykvm.errors import PykvmError
 from pykvm.kvm import exits
 from pykvm.machine.result import Status
 from pykvm.machine.snapshot import parts
 from pykvm.machine.snapshot.chips import ChipImage
+from pykvm.machine.snapshot.describe import describe
 from pykvm.machine.snapshot.errors import SnapshotError
 from pykvm.machine.snapshot.ram import RamTracker
 from pykvm.machine.snapshot.snapshot import Restored, Snapshot
 from pykvm.machine.snapshot.vcpu import VcpuImage, VcpuKind, abandon
-from pykvm.typed import TYPE_CHECKING
+from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pykvm.kvm import Vcpu
@@ -34,6 +36,15 @@ class Keeper:
     def __init__(self, machine: Machine) -> None:
         self.ram = RamTracker(machine)
         self.kind = VcpuKind(machine)
+        self._machine = machine
+        self._config: dict[str, Any] | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the machine is made of, once its vCPUs can change no more."""
+        if self._config is None or not self._machine.vcpus_have_run:
+            self._config = describe(self._machine, self.kind)
+        return self._config
 
 
 def keeper_of(machine: Machine) -> Keeper:
@@ -115,6 +126,7 @@ def take(machine: Machine, disks: parts.Disks = "refuse") -> Snapshot:
             finish_exit(machine, vcpu)
         keeper = keeper_of(machine)
         snapshot = Snapshot(machine, machine._status, machine.crash_reason)
+        snapshot.config = keeper.config
         snapshot.devices = parts.save_devices(machine)
         snapshot.disks = parts.checkpoint_disks(machine, disks)
         snapshot.serial_input = parts.serial_input(machine)
@@ -128,45 +140,63 @@ def take(machine: Machine, disks: parts.Disks = "refuse") -> Snapshot:
 def restore(machine: Machine, snapshot: Snapshot, *, verify: bool = False) -> None:
     """See `Machine.restore`."""
     machine._check_open()
-    snapshot.check_owner(machine)
     started = perf_counter_ns()
     with at_rest(machine):
+        snapshot.bind(machine)
         keeper = keeper_of(machine)
-        if len(snapshot.vcpus) != len(machine.vcpus):
-            raise SnapshotError(
-                f"the snapshot has {len(snapshot.vcpus)} vCPUs, the machine {len(machine.vcpus)}"
-            )
         keeper.ram.follow()
         keeper.ram.check(snapshot.ram)
-        rest = perf_counter_ns()
-        for vcpu in machine.vcpus:
-            abandon(vcpu)
-        parts.roll_back_disks(snapshot.disks)
-        parts.load_devices(machine, snapshot.devices)
-        parts.put_serial_input(machine, snapshot.serial_input)
-        devices = perf_counter_ns()
-        pages = keeper.ram.put(snapshot.ram)
-        memory = perf_counter_ns()
-        snapshot.chips.put(machine)
-        chips = perf_counter_ns()
-        for vcpu, image in zip(machine.vcpus, snapshot.vcpus, strict=True):
-            image.put(vcpu)
-        parts.rearm_traps(machine, snapshot.traps)
+        parts.check_devices(machine, snapshot.devices)
+        stopped = perf_counter_ns() - started
+        try:
+            phases, pages = _put(machine, keeper, snapshot)
+        except BaseException as error:
+            machine._status = Status.CRASHED
+            machine.crash_reason = f"a restore failed half-way: {error}"
+            if machine.control.active:  # of a run that is paused: it must not go on
+                machine.stop()
+            if isinstance(error, SnapshotError) or not isinstance(error, Exception):
+                raise
+            # A file may say anything, and what takes it over may fail in any way.
+            what = "" if isinstance(error, PykvmError) else f"{type(error).__name__}: "
+            raise SnapshotError(
+                f"the snapshot cannot be restored: {what}{error}; the machine is neither as before "
+                "nor as then: restore() another or reset() it"
+            ) from error
         _put_status(machine, snapshot)
-        done = perf_counter_ns()
-        log, copy = int(keeper.ram.c.log_ns), int(keeper.ram.c.copy_ns)
-        phases = {
-            "stop": rest - started, "devices": devices - rest, "dirty_log": log, "copy": copy,
-            "memory_other": max(0, memory - devices - log - copy), "chips": chips - memory,
-            "vcpus": done - chips,
-        }  # fmt: skip
-        machine.last_restore = Restored(phases, pages)
+        machine.last_restore = Restored({"stop": stopped, **phases}, pages)
         if verify:
             from pykvm.machine.snapshot.verify import compare
 
             found = compare(snapshot, machine)
             if found is not None:
                 raise SnapshotError(f"after the restore the machine differs: {found}")
+
+
+def _put(machine: Machine, keeper: Keeper, snapshot: Snapshot) -> tuple[dict[str, int], int]:
+    """Everything, timed by phase; and the pages that were copied."""
+    started = perf_counter_ns()
+    for vcpu in machine.vcpus:
+        abandon(vcpu)
+    parts.roll_back_disks(snapshot.disks)
+    parts.load_devices(machine, snapshot.devices)
+    parts.put_serial_input(machine, snapshot.serial_input)
+    devices = perf_counter_ns()
+    pages = keeper.ram.put(snapshot.ram)
+    memory = perf_counter_ns()
+    snapshot.chips.put(machine)
+    chips = perf_counter_ns()
+    for vcpu, image in zip(machine.vcpus, snapshot.vcpus, strict=True):
+        image.put(vcpu)
+    parts.rearm_traps(machine, snapshot.traps)
+    done = perf_counter_ns()
+    log, copy = int(keeper.ram.c.log_ns), int(keeper.ram.c.copy_ns)
+    phases = {
+        "devices": devices - started, "dirty_log": log, "copy": copy,
+        "memory_other": max(0, memory - devices - log - copy), "chips": chips - memory,
+        "vcpus": done - chips,
+    }  # fmt: skip
+    return phases, pages
 
 
 def _put_status(machine: Machine, snapshot: Snapshot) -> None:

@@ -33,17 +33,21 @@ def save_devices(machine: Machine) -> dict[str, dict[str, object]]:
     return {name: device.save() for name, device in device_names(machine)}
 
 
+def check_devices(machine: Machine, states: dict[str, dict[str, object]]) -> None:
+    """Raises `SnapshotError` where the snapshot is of other devices."""
+    names = {name for name, _ in device_names(machine)}
+    if names != states.keys():
+        missing = ", ".join(sorted(states.keys() - names))[:200] or "none"
+        more = ", ".join(sorted(names - states.keys())) or "none"
+        raise SnapshotError(
+            f"the machine has other devices than the snapshot; missing here: {missing}; "
+            f"missing there: {more}"
+        )
+
+
 def load_devices(machine: Machine, states: dict[str, dict[str, object]]) -> None:
     """All devices that are not in their saved state go there. Raises `SnapshotError`."""
     devices = device_names(machine)
-    names = {name for name, _ in devices}
-    if names != states.keys():
-        missing = ", ".join(sorted(states.keys() - names)) or "no device"
-        more = ", ".join(sorted(names - states.keys())) or "none"
-        raise SnapshotError(
-            f"the machine has other devices than the snapshot: it lacks {missing}; "
-            f"the snapshot lacks {more}"
-        )
     # Twice: an interrupt line that moves when its device is loaded moves the controller, too.
     for _ in range(2):
         for name, device in devices:
@@ -63,34 +67,33 @@ def _refuse_foreign(machine: Machine) -> None:
 
 
 def backends(machine: Machine) -> Iterator[tuple[str, BlockBackend]]:
-    """The disks on a machine, each once."""
-    for device in machine.virtio:
-        backend = getattr(device, "backend", None)
-        if isinstance(backend, BlockBackend):
-            yield device.name, backend
+    """The disks on a machine, each with a name of its own."""
+    owned = [getattr(device, "backend", None) for device in machine.virtio]
     ide = vars(machine.board).get("_ide")  # asking for `ide` would make one
     for channel in getattr(ide, "channels", ()):
-        for drive in channel.drives:
-            backend = getattr(drive, "medium", None)
-            if isinstance(backend, BlockBackend):
-                yield drive.name, backend
+        owned += [getattr(drive, "medium", None) for drive in channel.drives]
+    number = 0
+    for backend in owned:
+        if isinstance(backend, BlockBackend):
+            yield f"disk {number}", backend
+            number += 1
 
 
-def checkpoint_disks(machine: Machine, disks: Disks) -> list[tuple[BlockBackend, object]]:
+def checkpoint_disks(machine: Machine, disks: Disks) -> list[tuple[str, BlockBackend, object]]:
     """What each disk needs to go back to its contents now. Raises `SnapshotError`."""
-    found: list[tuple[BlockBackend, object]] = []
-    for _, backend in backends(machine):
+    found: list[tuple[str, BlockBackend, object]] = []
+    for name, backend in backends(machine):
         try:
-            found.append((backend, backend.checkpoint()))
+            found.append((name, backend, backend.checkpoint()))
         except BlockError as error:
             if disks != "ignore":
                 raise SnapshotError(f'{error}, or take the snapshot with disks="ignore"') from None
     return found
 
 
-def roll_back_disks(saved: list[tuple[BlockBackend, object]]) -> None:
+def roll_back_disks(saved: list[tuple[str, BlockBackend, object]]) -> None:
     """The disks have their contents of then."""
-    for backend, mark in saved:
+    for _, backend, mark in saved:
         backend.rollback(mark)
 
 

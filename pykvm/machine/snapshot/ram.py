@@ -139,10 +139,11 @@ class RamTracker:
         self.follow()
         self.check(image)
         base = self.base
-        if base is None:  # regions came or went: nothing is known
-            base = image
+        if base is None:  # what has pages may be anything, all else is zeros
+            base = RamImage.zeros(self.shape)
             for region in self.regions:
-                region.mark(0, region.size)
+                for at, length in region.extents():
+                    region.mark(at, length)
         self.base = None
         done = self._checked(lib.pykvm_ram_put(self.c, image.c, base.c), "KVM_CLEAR_DIRTY_LOG")
         self.base = image
