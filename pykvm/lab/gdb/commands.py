@@ -31,6 +31,7 @@ class Commands:
         self.cpu = target.stop.cpu  # whose registers and memory are meant ("Hg")
         self.run_cpu = self.cpu  # who steps in the old packets ("Hc")
         self.extended = False
+        self.gone = False  # the guest has ended or was killed; `run` brings it back
         self.errors_as_text = False
         self.last_error = ""
         self._names = sorted(_ANSWERS, key=len, reverse=True)
@@ -169,6 +170,8 @@ class Commands:
         return _OK
 
     def _threads(self, _: bytes) -> bytes:
+        if self.gone:
+            return b"l"
         return b"m" + b",".join(b"%x" % (i + 1) for i in range(self._target.cpus))
 
     def _thread_text(self, rest: bytes) -> bytes:

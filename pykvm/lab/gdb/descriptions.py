@@ -71,6 +71,7 @@ _HEAD = """<?xml version="1.0"?>
 <!DOCTYPE target SYSTEM "gdb-target.dtd">
 <target version="1.0">
 <architecture>{arch}</architecture>
+<osabi>none</osabi>
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import socket
 import threading
@@ -37,7 +36,7 @@ class GdbServer:
         self._say = say
         self._runner = Runner(target)
         self._listener = Listener(Address.parse(address))
-        self._peers: queue.Queue[socket.socket | None] = queue.Queue()
+        self._peers: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
         self._free = threading.Event()
         self._free.set()
         self._ended = False
@@ -78,12 +77,11 @@ class GdbServer:
             going = ending is Ending.DETACHED or not wait
         return self._target.stop
 
-    def console(self, text: str) -> None:
-        """Shows a text in GDB's terminal, if one is connected and the guest runs."""
+    def console(self, data: bytes) -> None:
+        """What the guest prints, for GDB's terminal, line by line while the guest runs."""
         session = self._session
-        if session is not None and self._runner.running:
-            with contextlib.suppress(OSError):
-                session.console(text)
+        if session is not None:
+            session.console(data, now=self._runner.running)
 
     def end(self) -> None:
         """From any thread or signal handler: `serve()` is to return."""

@@ -6,6 +6,8 @@ GDB speaks only while the guest stands still, but for the interrupt byte.
 
 from __future__ import annotations
 
+import contextlib
+
 from pykvm.enums import StrEnum
 from pykvm.errors import PykvmError
 from pykvm.lab.gdb import wire
@@ -16,7 +18,8 @@ from pykvm.lab.gdb.runner import Runner
 from pykvm.lab.gdb.target import GdbError, How, Resume, Target
 
 MAX_RESENDS = 10
-_CONSOLE_PIECE = 1024  # characters of the guest's or our text in an `O` packet
+_CONSOLE_PIECE = 1024  # bytes of text in an `O` packet
+_MAX_OUTPUT = 1 << 16  # bytes of the guest's output that wait to be shown
 
 
 class Ending(StrEnum):
@@ -39,6 +42,8 @@ class Session:
         self._acks = True
         self._last = b""
         self._resends = 0
+        self._output = bytearray()
+        self._gone = Ending.LOST  # how it ends when the peer just leaves
 
     def serve(self) -> Ending:
         """The whole conversation. The guest stands still when it is over."""
@@ -55,13 +60,26 @@ class Session:
                     return Ending.LOST
         except OSError:  # it went away, or does not read
             pass
-        return Ending.LOST
+        return self._gone
 
-    def console(self, text: str) -> None:
-        """A text for GDB's terminal; only while the guest runs is GDB ready for it."""
-        for start in range(0, len(text), _CONSOLE_PIECE):
-            piece = text[start : start + _CONSOLE_PIECE]
-            self._connection.send(encode(b"O" + wire.hex_text(piece)))
+    def console(self, data: bytes, now: bool) -> None:
+        """The guest's output for GDB's terminal: in lines, the rest when the guest stands still.
+
+        Only while the guest runs is GDB ready for it: `now`.
+        """
+        self._output += data
+        if len(self._output) > _MAX_OUTPUT:
+            del self._output[:-_MAX_OUTPUT]
+        if now:
+            self._show(self._output.rfind(b"\n") + 1)
+
+    def _show(self, count: int) -> None:
+        data = bytes(self._output[:count])
+        del self._output[:count]
+        for start in range(0, len(data), _CONSOLE_PIECE):
+            piece = data[start : start + _CONSOLE_PIECE]
+            with contextlib.suppress(OSError):  # the reading thread notices, too
+                self._connection.send(encode(b"O" + piece.hex().encode("ascii")))
 
     # -- framing -------------------------------------------------------------------------------
 
@@ -100,9 +118,13 @@ class Session:
             self._answer(b"OK")
             return Ending.DETACHED
         elif data == b"k" or data.startswith(b"vKill"):
+            self._target.remove_all()
             if data != b"k":
                 self._answer(b"OK")
-            self._target.remove_all()
+                if self._commands.extended:  # `run` may follow
+                    self._gone = Ending.KILLED
+                    self._commands.gone = True
+                    return None
             return Ending.KILLED
         elif data[:1] == b"R" or data.startswith(b"vRun"):
             self._restart(data)
@@ -118,6 +140,8 @@ class Session:
         except PykvmError as error:
             self._answer(self._commands.error(error))
             return
+        self._gone = Ending.LOST
+        self._commands.gone = False
         self._commands.cpu = self._target.stop.cpu
         if data[:1] != b"R":  # which has no reply
             self._answer(wire.stop_reply(self._target.stop))
@@ -131,12 +155,14 @@ class Session:
         if self._connection.lost:
             return Ending.LOST
         if stop.text:
-            self.console(stop.text + "\n")
+            self._output += stop.text.encode("utf-8", "replace") + b"\n"
+        self._show(len(self._output))
         self._commands.cpu = self._commands.run_cpu = stop.cpu
         self._answer(wire.stop_reply(stop))
-        if stop.exit_code is not None and not self._commands.extended:
-            return Ending.EXITED
-        return None
+        if stop.exit_code is None:
+            return None
+        self._gone, self._commands.gone = Ending.EXITED, True
+        return None if self._commands.extended else Ending.EXITED
 
     def _wanted(self, data: bytes) -> Resume:
         """What a packet that makes the guest go on wants. Raises `GdbError`."""
