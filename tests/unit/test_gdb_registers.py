@@ -11,7 +11,6 @@ import pytest
 from pykvm.lab.gdb.descriptions import Arch, Description, Register, describe
 from pykvm.lab.gdb.registers import RegisterFile, has_avx
 
-
 SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs", "tr", "ldt")
 
 
