@@ -26,7 +26,7 @@ async function load() {
   for (let i = 1; i < t.length; i++) t[i] += t[i - 1];
   Object.assign(trace, { time: t, run: new Uint32Array(run), handle: new Uint32Array(handle),
     low: new Uint32Array(low), high: new Uint32Array(high), serial: new Uint32Array(serial),
-    site: new Uint32Array(site), count: new Uint32Array(count), vcpu: new Uint8Array(vcpu),
+    site: new Uint32Array(site), count: new Uint32Array(count), vcpu: new Uint16Array(vcpu),
     text: new Uint8Array(text) });
   inOrder();
   trace.end = trace.n ? t[trace.n - 1] + trace.handle[trace.n - 1] : 1;

@@ -94,7 +94,7 @@ def _write_columns(recording: Recording, stream: TextIO) -> None:
                 array("I", serials),
                 array("I", sites),
                 array("I", counts),
-                array("B", vcpus),
+                array("H", vcpus),
             )
             for column, packer, file in zip(columns, packers, files, strict=True):
                 file.write(packer.compress(column.tobytes()))

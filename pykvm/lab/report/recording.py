@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pykvm.errors import PykvmError
 from pykvm.typed import Any, NamedTuple, Self
 
-_RECORD = struct.Struct("<qQQQQIIB")
+_RECORD = struct.Struct("<qQQQQIIH")
 _BLOCK = 16384  # records read at once
 _SERIAL_LIMIT = 16 << 20
 _FLUSH = 1 << 16  # bytes gathered before they are written
