@@ -72,6 +72,8 @@ class SlowCounter:
     gates=st.sets(st.integers(1, 150), max_size=4),
 )
 @example(mode=4, count=2, bcd=False, looks={2, 3, 9}, gates={2})
+@example(mode=4, count=4, bcd=False, looks={5}, gates={4, 5})
+@example(mode=4, count=4, bcd=False, looks={4, 5, 6, 7}, gates={4, 5, 6})
 def test_a_counter_against_one_that_counts(
     mode: int, count: int, bcd: bool, looks: set[int], gates: set[int]
 ) -> None:

@@ -30,6 +30,7 @@ class Counter:
         self.loaded = False  # a count was written since the mode was set, and has begun
         self.start = 0  # when counting began
         self.paused: int | None = None  # ticks counted when the gate went low
+        self.spent = False  # the strobe of this count was over when counting went on
         self.waiting: int | None = None  # a count that is loaded at the next cycle or trigger
         self.low: int | None = None  # the low byte of a count whose high byte is due
         self.latched: list[int] = []  # bytes of a latched count, those to be read next first
@@ -67,6 +68,8 @@ class Counter:
                 return True
             high = self.count - 1 if self.mode == RATE else (self.count + 1) // 2
             return done % self.count < high
+        if self.spent:
+            return True
         if self.paused is not None:  # GATE stops the count, but a strobe lasts one clock
             return self.paused != self.count or now != self.start + self.count
         return done != self.count
@@ -113,7 +116,7 @@ class Counter:
             self.mode -= 4  # 6 and 7 mean 2 and 3
         self.bcd = word & 1 != 0
         self.count = min(self.count, self.modulus)
-        self.loaded = self.high_next = False
+        self.loaded = self.high_next = self.spent = False
         self.waiting = self.low = self.paused = self.status = None
         self.latched.clear()
 
@@ -173,6 +176,7 @@ class Counter:
     def _begin(self, count: int, now: int) -> None:
         self.count, self.start, self.loaded = count, now, True
         self.waiting = self.paused = None
+        self.spent = False
 
     def set_gate(self, gate: bool, now: int) -> None:
         """Drive the GATE input."""
@@ -188,6 +192,7 @@ class Counter:
         elif self.loaded and self.mode in PERIODIC:
             self._begin(self.waiting or self.count, now)
         elif self.paused is not None:
+            self.spent |= self.paused == self.count and now != self.start + self.count
             self.start, self.paused = now - self.paused, None
 
     # -- life ----------------------------------------------------------------------------------
@@ -196,7 +201,7 @@ class Counter:
         """Every field as a number, the start as ticks ago; -1 for None."""
         done = self.elapsed(now)
         flags = self.gate | self.bcd << 1 | self.loaded << 2 | self.high_next << 3
-        flags |= (self.paused is not None) << 4
+        flags |= (self.paused is not None) << 4 | self.spent << 5
         none = -1
         return [
             flags,
@@ -219,7 +224,7 @@ class Counter:
         counter.bcd = flags & 2 != 0
         largest = counter.modulus
         good = (
-            0 <= flags < 32
+            0 <= flags < 64
             and 0 <= mode <= STROBE_ON_GATE
             and LOW_BYTE <= access <= BOTH_BYTES
             and 1 <= count <= largest
@@ -234,7 +239,7 @@ class Counter:
         counter.mode, counter.access, counter.count = mode, access, count
         counter.loaded, counter.high_next = flags & 4 != 0, flags & 8 != 0
         counter.start = now - done
-        counter.paused = done if flags & 16 else None
+        counter.paused, counter.spent = done if flags & 16 else None, flags & 32 != 0
         counter.waiting = None if waiting < 0 else waiting
         counter.low = None if low < 0 else low
         counter.status = None if status < 0 else status
