@@ -289,17 +289,18 @@ static int emit(struct pykvm_vq *q, const struct pykvm_vq_used *used, uint32_t c
                                       : vq_split_emit(q, used, count);
 }
 
-/* What was done out of order waits until all before it are done (2.7.9, 2.8.11). */
+/* What was done out of order waits until all before it are done (2.7.9, 2.8.11). Its turn comes
+ * once, also if the ring it goes to is not there. */
 static int release_in_order(struct pykvm_vq *q)
 {
-    for (;;) {
+    for (int result = 0;;) {
         uint32_t first = q->oldest, end = first;
         while (end < q->size && q->held[end].done)
             end++;
         if (end == first)
-            return 0;
-        if (emit(q, q->held + first, end - first))
-            return -1;
+            return result;
+        if (!result)
+            result = emit(q, q->held + first, end - first);
         for (uint32_t at = first; at < end; at++)
             q->held[at].done = 0;
         q->oldest = end < q->size ? (uint16_t)end : 0;

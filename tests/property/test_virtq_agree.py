@@ -189,3 +189,8 @@ def test_native_and_reference_agree() -> None:
     for sentence in SENTENCES:
         known = sentence.translate(NO_DIGITS)
         assert any(known in error for error in pair.reference.errors), f"never said: {sentence}"
+
+
+def test_rings_that_once_differed() -> None:
+    # A used ring outside memory, and a chain that is done before its turn (in order).
+    Pair().compare(10066831185462385066142)
