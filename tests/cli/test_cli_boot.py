@@ -7,6 +7,7 @@ import pathlib
 
 import pytest
 from cli_command import error_line, pykvm
+from debian_tools import need
 from firmware_images import seabios
 
 from pykvm.cli import boot_options, watching
@@ -128,6 +129,8 @@ def test_firmware_needs_no_image(tmp_path: pathlib.Path) -> None:
 def test_one_line(arguments: list[str], words: str) -> None:
     if "seabios" in arguments:
         seabios()
+    if "qcow2" in words:
+        need("qemu-img", package="qemu-utils")
     assert words in error_line(pykvm(*arguments))
 
 
