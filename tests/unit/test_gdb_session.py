@@ -221,6 +221,16 @@ def test_the_interrupt_byte_stops_a_run() -> None:
             talk.client.send(b"vCont;c")
             talk.client.socket.sendall(b"\x03")  # often before the run has begun
             assert (talk.client.reply() or b"").startswith(b"T02")
+        target.next_stop = Stop(SIGTRAP, 1, "swbreak:")
+        assert talk.client.ask(b"vCont;c") == b"T05thread:2;core:1;swbreak:;"
+
+
+def test_an_interrupt_just_before_the_run_counts() -> None:
+    with Conversation() as talk:
+        talk.client.socket.sendall(b"\x03")
+        assert talk.client.ask(b"vCont;c") == b"T02thread:1;core:0;"
+        assert talk.target.resumed == []
+        assert talk.client.ask(b"vCont;c") == b"T05thread:2;core:1;swbreak:;"
 
 
 def test_an_interrupt_while_it_stands_still_is_dropped() -> None:

@@ -56,6 +56,16 @@ class Connection:
             first = self._messages.queue[0]
         return first is None or first.kind is Kind.INTERRUPT
 
+    def drop_interrupts(self) -> None:
+        """Takes interrupts out that come next: they have had their effect."""
+        while True:
+            with self._messages.mutex:
+                waiting = self._messages.queue
+                if not waiting or waiting[0] is None or waiting[0].kind is not Kind.INTERRUPT:
+                    return
+                waiting.popleft()
+            self._room.release()
+
     def send(self, data: bytes) -> None:
         """Writes to the peer. Raises `OSError` when it is gone or does not read."""
         with self._sending:

@@ -43,6 +43,7 @@ class Session:
         self._last = b""
         self._resends = 0
         self._output = bytearray()
+        self._early = False  # an interrupt came last: GDB may send it just before it resumes
         self._gone = Ending.LOST  # how it ends when the peer just leaves
 
     def serve(self) -> Ending:
@@ -52,8 +53,11 @@ class Session:
                 if message.kind is Kind.PACKET:
                     self._acknowledge(b"+")
                     ending = self._packet(message.data)
+                    self._early = False
                     if ending is not None:
                         return ending
+                elif message.kind is Kind.INTERRUPT:
+                    self._early = True
                 elif message.kind is Kind.BAD:
                     self._bad(message.data)
                 elif message.kind is Kind.NACK and self._acks and not self._resend():
@@ -148,12 +152,15 @@ class Session:
 
     def _go(self, data: bytes) -> Ending | None:
         try:
-            stop = self._runner.resume(self._wanted(data), self._connection.is_interrupted)
+            stop = self._runner.resume(
+                self._wanted(data), lambda: self._early or self._connection.is_interrupted()
+            )
         except PykvmError as error:
             self._answer(self._commands.error(error))
             return None
         if self._connection.lost:
             return Ending.LOST
+        self._connection.drop_interrupts()
         if stop.text:
             self._output += stop.text.encode("utf-8", "replace") + b"\n"
         self._show(len(self._output))
