@@ -256,7 +256,7 @@ class Loaded:
 
     def devices(self) -> dict[str, dict[str, object]]:
         """The devices' states; each device checks its own when it takes it over."""
-        states = self.field("devices", dict)
+        states: dict[str, dict[str, object]] = self.field("devices", dict)
         for name in states:
             self.field(name, dict, states)
         return states
