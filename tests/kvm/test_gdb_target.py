@@ -33,6 +33,9 @@ class StillLab:
     def select(self, index: int) -> None:
         self._selected = index
 
+    def reset(self) -> None:
+        self.machine.reset()
+
     def _gpa(self, gva: int) -> int:
         registers: Any = paging_registers(self.vcpu.sregs)
         found = walk(self.machine.memory, gva, **registers)

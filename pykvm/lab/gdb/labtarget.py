@@ -81,17 +81,14 @@ class Lab(Protocol):
     def select(self, index: int) -> object:
         """The vCPU that is meant from now on."""
 
+    def reset(self) -> object:
+        """The machine as after loading."""
+
     def step(self) -> Event:
         """One instruction of the selected vCPU."""
 
     def cont(self) -> Event:
         """All vCPUs, until something happens."""
-
-    def step_back(self) -> Event:
-        """One instruction back."""
-
-    def reverse_continue(self) -> Event:
-        """Back to a breakpoint, or to where the recording begins."""
 
     def interrupt(self) -> object:
         """From another thread: what runs is to stop."""
@@ -236,15 +233,30 @@ class LabTarget:
         elif resume.how is How.STEP:
             event = self.lab.step()
         elif resume.how is How.STEP_BACK:
-            event = self.lab.step_back()
+            event = self._recorded().step_back()
         elif resume.how is How.BACK:
-            event = self.lab.reverse_continue()
+            event = self._recorded().reverse_continue()
         elif resume.only and self.cpus > 1:
             raise GdbError("one vCPU alone can only be stepped; set scheduler-locking step")
         else:
             event = self.lab.cont()
+            while self._restarts(event):
+                event = self.lab.cont()
         self.stop = self._stop(event)
         return self.stop
+
+    def _restarts(self, event: Event) -> bool:
+        """A guest that resets its machine starts again, if it may."""
+        if event.result is None or str(event.result.reason) != "reset" or not self._reboot:
+            return False
+        self.lab.reset()
+        return True
+
+    def _recorded(self) -> Any:
+        """The lab, which can go back while it records."""
+        if not self.can_reverse:
+            raise GdbError("nothing is being recorded, so there is no way back")
+        return self.lab
 
     def interrupt(self) -> None:
         """From another thread."""
@@ -265,7 +277,7 @@ class LabTarget:
             return Stop(SIGINT, cpu)
         if kind in ("breakpoint", "watchpoint"):
             return Stop(SIGTRAP, cpu, self._reason(event), text)
-        if kind == "crashed":
+        if kind in ("crashed", "exception"):
             self.result = event.result
             return Stop(SIGSEGV, cpu, text=self._crash_text(), crashed=True)
         if kind == "ended":
@@ -273,6 +285,8 @@ class LabTarget:
         return Stop(SIGTRAP, cpu, text=text)
 
     def _ended(self, event: Event) -> Stop:
+        if self._restarts(event):  # by a step
+            return Stop(SIGTRAP, text="the guest has reset the machine")
         self.result = event.result
         code = 0 if event.result is None else event.result.exit_code
         return Stop(SIGTRAP, event.vcpu, text=str(event), exit_code=code)
@@ -295,7 +309,7 @@ class LabTarget:
 
     def reset(self) -> None:
         """The machine as it was after loading."""
-        self.machine.reset()
+        self.lab.reset()
         self.result = None
         self.stop = Stop(SIGTRAP)
 
