@@ -15,6 +15,7 @@ LERROR, LOPEN, LCREATE, SYMLINK, GETATTR, READDIR, MKNOD = 6, 12, 14, 16, 24, 40
 VERSION, ATTACH, FLUSH, WALK, READ, WRITE, CLUNK = 100, 104, 108, 110, 116, 118, 120
 RENAME = 20
 U32 = struct.Struct("<I")
+NO_NUMBER = U32.pack(0xFFFF_FFFF)
 
 
 class P9Error(OSError):
@@ -82,7 +83,7 @@ class P9Client(SharedBench):
         """Version and attach, as Linux does; fid 0 is the root."""
         answer = self.call(VERSION, U32.pack(MSIZE) + text("9P2000.L"), 0xFFFF)
         assert answer[4:] == text("9P2000.L")
-        self.call(ATTACH, struct.pack("<II", 0, NOFID) + text("nobody") + text(aname) + bytes(4))
+        self.call(ATTACH, struct.pack("<II", 0, NOFID) + text("nobody") + text(aname) + NO_NUMBER)
 
     def walk(self, *names: str, fid: int = 0) -> int:
         new = self.next_fid

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pykvm.machine.machine import Machine
 
 TransportKind = Literal["auto", "mmio", "pci"]
-MAX_MMIO = 12  # devices that the microvm board has GSIs for
+MAX_MMIO = 16  # devices that the microvm board has GSIs for
 SHM_WINDOW = 1 << 37  # guest-physical: shared memory of virtio-mmio devices, 1 GiB borders
 _SETTLE_S = 1.0
 

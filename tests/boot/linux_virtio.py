@@ -14,10 +14,12 @@ import socket
 import subprocess
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from debian_tools import need
+from linux import initramfs
+from linux.modules import ModuleTree
 from linux_guest import FRUGAL, Boot, files
 
 from pykvm import Machine
@@ -30,9 +32,20 @@ LIST = (
 )
 
 
-def boot(board: str, script: str, prepare: Callable[[Machine], object], extra: bytes = b"") -> Boot:
-    """Our kernel for the board, with the devices that `prepare` adds."""
+def boot(
+    board: str,
+    script: str,
+    prepare: Callable[[Machine], object],
+    extra: bytes = b"",
+    *,
+    drivers: Sequence[str] = (),
+    memory: str = "48M",
+    on: dict[str, Callable[[], object]] | None = None,
+) -> Boot:
+    """Our kernel for the board, with modules for the devices that `prepare` adds."""
     kind = "mmio" if board == "microvm" else "pc"
+    if drivers:
+        extra = initramfs.more({}, ModuleTree(files()[kind]).in_order(list(drivers))) + extra
     done = Boot(
         files()[kind] / "vmlinux",
         script=script,
@@ -40,10 +53,11 @@ def boot(board: str, script: str, prepare: Callable[[Machine], object], extra: b
         append=f"quiet {FRUGAL}" + (" reboot=t" if kind == "mmio" else ""),
         timeout=300,
         board=board,
-        memory="48M",
+        memory=memory,
         acpi=kind == "pc",
         prepare=prepare,
         extra=extra,
+        on=on,
     )
     assert done.result.exit_code == 0, done.trouble()
     return done

@@ -9,6 +9,7 @@ import random
 import pytest
 from linux import disk as ext4
 from linux import initramfs
+from linux_devices import DRIVERS, MIB, Devices, vsock_program
 from linux_guest import section
 from linux_virtio import GUEST, HOST, LIST, TRANSFER, boot, network, tree_archive, tree_files
 
@@ -64,3 +65,26 @@ def test_net(board: str) -> None:
     assert "3 packets received" in done.section("ping")
     assert done.section("pull") == done.section("push") == "0\n"
     assert net.received[net.SINK] == net.data
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_other_devices(board: str, tmp_path: pathlib.Path) -> None:
+    """All the others, in one boot; 32-bit user space, a balloon of 16 MiB.
+
+    Not pmem's disk: nd_pmem of this kernel refuses the namespace (ENXIO).
+    """
+    devices = Devices(tmp_path, balloon=16 * MIB, touched=20, nine=True, pmem=False)
+    program = initramfs.more({"vsock": vsock_program(tmp_path)})
+    try:
+        done = boot(
+            board,
+            devices.script(),
+            devices.prepare,
+            program,
+            drivers=DRIVERS,
+            memory="80M",
+            on=devices.on,
+        )
+    finally:
+        devices.close()
+    devices.check(done)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pathlib
 import subprocess
-import time
 
 import pytest
 from linux import disk as ext4
 from linux import initramfs
 from linux.modules import ModuleTree
+from linux_devices import DRIVERS, Devices, vsock_program
 from linux_guest import Boot, files, section
 from linux_virtio import GUEST, HOST, LIST, network, tree_archive, tree_files
 
@@ -39,7 +39,7 @@ def boot(
         extra=initramfs.more({}, modules) + extra,
         **options,  # type: ignore[arg-type]
     )
-    assert done.result.exit_code == 0, (done.result, done.text[-3000:])
+    assert done.result.exit_code == 0, done.trouble()
     return done
 
 
@@ -97,73 +97,15 @@ def test_net(board: str) -> None:
 
 
 @pytest.mark.parametrize("board", BOARDS)
-def test_entropy_balloon_and_share(board: str, tmp_path: pathlib.Path) -> None:
-    """Bytes from the host's generator; memory that goes away and comes back; one folder, two users.
-
-    The balloon counts in what the guest's memory takes on the host: the guest has touched 128 MiB
-    before the balloon takes it, and touches it again afterwards.
-    """
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    (shared / "from-host").write_text("hello from the host\n")
-    machines: list[Machine] = []
-    blocks: dict[str, int] = {}
-
-    def prepare(machine: Machine) -> None:
-        machines.append(machine)
-        machine.add_rng()
-        machine.add_balloon("0M")
-        machine.add_share(shared, tag="shared", kind="fs")
-
-    def held() -> int:
-        return sum(n for region in machines[0].memory.regions for _, n in region.extents())
-
-    def inflate() -> None:
-        blocks["touched"] = held()
-        settle(128 * MIB)
-        blocks["inflated"] = held()
-
-    def deflate() -> None:
-        settle(0)
-
-    def settle(target: int) -> None:
-        balloon = machines[0].balloon
-        balloon.target = target
-        end = time.monotonic() + 120
-        while balloon.actual != target and time.monotonic() < end:
-            time.sleep(0.05)
-        blocks[f"actual {target}"] = balloon.actual
-
-    script = section("found", LIST)
-    script += section("random", "head -c 256 /dev/hwrng | busybox wc -c")
-    script += section(
-        "touch", "dd if=/dev/zero of=/tmp/big bs=1M count=200 2>/dev/null; rm /tmp/big"
-    )
-    free = "grep MemFree /proc/meminfo | busybox tr -dc 0-9; echo"
-    script += section("free", free)
-    script += "echo inflate-now\n"
-    script += section("less", f"sleep 20; {free}") + "echo deflate-now\n"
-    script += section("again", f"sleep 10; {free}")
-    script += section(
-        "share",
-        "mount -t virtiofs shared /mnt && cat /mnt/from-host && echo from the guest"
-        " >/mnt/from-guest && sync && umount /mnt && echo unmounted",
-    )
-    done = boot(
-        board,
-        script,
-        ["virtio-rng", "virtio_balloon", "virtiofs"],
-        prepare=prepare,
-        on={"inflate-now\r\n": inflate, "deflate-now\r\n": deflate},
-    )
-    found = done.section("found")
-    assert all(f"0x{kind:04x} " in found for kind in (4, 5, 26)), found
-    assert done.section("random") == "256\n"
-    before, less, again = (int(done.section(name)) for name in ("free", "less", "again"))
-    assert blocks["actual 134217728"] == 128 * MIB
-    assert blocks["actual 0"] == 0
-    assert before - less > 100 << 10  # KiB
-    assert again - less > 100 << 10
-    assert blocks["touched"] - blocks["inflated"] > 90 * MIB
-    assert done.section("share") == "hello from the host\nunmounted\n"
-    assert (shared / "from-guest").read_text() == "from the guest\n"
+def test_other_devices(board: str, tmp_path: pathlib.Path) -> None:
+    """Entropy, consoles, pmem, a shared folder, vsock both ways, a balloon that takes 128 MiB, 128
+    MiB of memory plugged and unplugged. Debian's cloud kernel has no 9p."""
+    devices = Devices(tmp_path, balloon=128 * MIB, touched=200, nine=False, pmem=True)
+    program = initramfs.more({"vsock": vsock_program(tmp_path)})
+    try:
+        done = boot(
+            board, devices.script(), DRIVERS, program, prepare=devices.prepare, on=devices.on
+        )
+    finally:
+        devices.close()
+    devices.check(done)

@@ -10,7 +10,7 @@ TVERSION, TATTACH, TFLUSH, RFLUSH, RLERROR = 100, 104, 108, 109, 7
 _FIDS = struct.Struct("<II")
 _LENGTH = struct.Struct("<H")
 _USER = struct.Struct("<I")
-ANONYMOUS = 0xFFFF_FFFF
+ANONYMOUS = 0xFFFF_FFFF  # P9_NONUNAME: a user without a number
 _NAME_LIMIT = 4096
 
 
@@ -27,6 +27,8 @@ def flushed_tag(body: bytes) -> int | None:
 def pack_attach(tag: int, body: bytes, aname: bytes, user: int | None) -> bytes | None:
     """Tattach to `aname` instead of what its body says, and as `user` if that is not None.
 
+    A name without a number, as Linux mounts with ("nobody"), is a name of the guest's: it means
+    the server's own user, root, whom the guest's root can attach as anyway.
     None where the body is not that of a Tattach.
     """
     if len(body) > 2 * _NAME_LIMIT:
@@ -39,6 +41,8 @@ def pack_attach(tag: int, body: bytes, aname: bytes, user: int | None) -> bytes 
         (number,) = _USER.unpack_from(body, at + 2 + skipped)
     except struct.error:
         return None
+    if user is None and number == ANONYMOUS:
+        user = 0
     if user is not None:
         uname, number = b"", user
     new = fids + _LENGTH.pack(len(uname)) + uname + _LENGTH.pack(len(aname)) + aname

@@ -58,11 +58,11 @@ PIRQS = 8
 
 
 def virtio_mmio_gsi(slot: int) -> int:
-    """The GSI of virtio-mmio device `slot`: 5, 6, 7, 10, 11 first, then 16 to 23.
+    """The GSI of virtio-mmio device `slot`: those of the PICs that are free first, then 16 to 23.
 
-    A kernel without ACPI and MP table has the PICs alone, so only the first five work there.
+    A kernel without ACPI and MP table has the PICs alone, so only the first nine work there.
     """
-    order: list[int] = [5, 6, 7, 10, 11, *range(16, 24)]
+    order: list[int] = [5, 6, 7, 10, 11, 12, 14, 15, 3, *range(16, 24)]
     return order[slot % len(order)]
 
 
