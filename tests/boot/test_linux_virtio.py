@@ -67,7 +67,7 @@ def test_net(board: str) -> None:
     assert net.received[net.SINK] == net.data
 
 
-@pytest.mark.parametrize("board", BOARDS)
+@pytest.mark.parametrize("board", [BOARDS[0], pytest.param(BOARDS[1], marks=pytest.mark.slow)])
 def test_other_devices(board: str, tmp_path: pathlib.Path) -> None:
     """All the others, in one boot; 32-bit user space, a balloon of 16 MiB.
 
