@@ -182,7 +182,7 @@ class Interrupt:
     """
 
     def __init__(self, stop: Callable[[], object]) -> None:
-        self._stop = stop
+        self.stop = stop
         self._before: Any = None
         self.came = False
 
@@ -190,7 +190,7 @@ class Interrupt:
         if self.came:
             raise KeyboardInterrupt
         self.came = True
-        self._stop()
+        self.stop()
 
     def __enter__(self) -> Self:
         self._before = signal(SIGINT, self._handle)

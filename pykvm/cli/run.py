@@ -48,6 +48,24 @@ Exit status: 0 if the guest ended cleanly, (v << 1) | 1 if it wrote v to the deb
 def main(arguments: list[str]) -> int:
     """Runs the verb."""
     parser = Parser("run", "Boots an image and shows what it prints.", EXAMPLES)
+    add_run_options(parser)
+    group = parser.add_argument_group("debugger")
+    group.add_argument(
+        "--gdb",
+        metavar="ADDR",
+        help="let gdb attach at any time: :1234 (this host only), HOST:PORT or unix:PATH",
+    )
+    group.add_argument(
+        "--gdb-wait", "-S", action="store_true", help="stand still until gdb lets the guest run"
+    )
+    options = parser.parse_args(arguments)
+    if options.gdb_wait and options.gdb is None:
+        raise UsageError("--gdb-wait needs to know where gdb connects; add --gdb :1234")
+    return run(options)
+
+
+def add_run_options(parser: Parser) -> None:
+    """The image, the machine, and what is shown of it."""
     add_image_options(parser)
     add_machine_options(parser)
     add_serial_options(parser, "stdio")
@@ -61,7 +79,6 @@ def main(arguments: list[str]) -> int:
         action="store_true",
         help="one JSON object on stdout instead of the serial output, which is in it",
     )
-    return run(parser.parse_args(arguments))
 
 
 def run(options: Namespace) -> int:
@@ -75,16 +92,24 @@ def run(options: Namespace) -> int:
     check_watching(options)
     end_on_signals()
     console = Console.for_run(options)
+    debugger = None
+    if options.gdb is not None:
+        from pykvm.cli.gdb import Debugger
+
+        debugger = Debugger(options, console)
     with make_machine(options, serial=console.serial, debugcon=console.debugcon) as machine:
         interrupt = Interrupt(machine.stop)
         with ExitStack() as stack:
-            if options.json or options.exits:
+            if (options.json or options.exits) and debugger is None:
                 stack.enter_context(interrupt)  # their report is wanted after Ctrl-C, too
             stack.enter_context(console.attached(machine))
             if is_wanted(options):
                 stack.enter_context(watched(options, machine))
             settle()
-            result = machine.run(timeout=options.timeout, reboot=not options.no_reboot)
+            if debugger is not None:
+                result = debugger.run(machine, interrupt)
+            else:
+                result = machine.run(timeout=options.timeout, reboot=not options.no_reboot)
         if options.json:
             print_json(as_dict(options, machine, result))
         if options.exits:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pykvm.machine.boards.standard import Standard
     from pykvm.machine.control import Control
     from pykvm.machine.cpus import Cpus
+    from pykvm.machine.debugging import Debugger
     from pykvm.machine.disks import Interface
     from pykvm.machine.firmware import Roms
     from pykvm.machine.hooks import Handler, Hook
@@ -78,6 +79,8 @@ class Attached(Extras):
     unclaimed: Unclaimed
     image: LoadedImage | None
     exit_handlers: dict[int, Callable[[Exit], bool]]
+    debugger: Debugger | None = None
+    """Whoever sees every exit while it steers the run; the lab. None costs nothing."""
     on_trace: Callable[[list[TraceRecord]], None] | None
     control: Control
     crash_reason: str

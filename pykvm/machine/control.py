@@ -31,6 +31,8 @@ class Control:
         self.parked: set[int] = set()
         self.idle: set[int] = set()
         self.threads: set[int] = set()
+        self.alone = len(vcpus) == 1
+        """Whether one vCPU runs, and nobody else can wake it."""
 
     def begin(self) -> None:
         """Ready for the next run: nothing decided yet."""
@@ -97,7 +99,7 @@ class Control:
 
     def at_idle(self, vcpu_id: int) -> Outcome | None:
         """A vCPU sits in HLT with interrupts off, or waits for its SIPI."""
-        if len(self.vcpus) == 1:
+        if self.alone:
             return Outcome(StopReason.HALTED, vcpu_id)
         with self.changed:
             self.idle.add(vcpu_id)

@@ -29,6 +29,10 @@ _COALESCED = 0x80
 def drive(machine: Machine, vcpu: Vcpu) -> Outcome:
     """Runs a vCPU until the machine stops, and says why this vCPU left its loop."""
     try:
+        if machine.debugger is not None:
+            from pykvm.machine.debugging import drive_debugged
+
+            return drive_debugged(machine, vcpu, machine.debugger)
         return _drive(machine, vcpu)
     except Stop as stop:
         return Outcome(stop.reason, vcpu.id, stop.value, stop.detail)
@@ -159,12 +163,21 @@ def _typed(machine: Machine, vcpu: Vcpu, error: int) -> Outcome | None:
     """An exit that is more than one element moved: decide by its class."""
     from pykvm.kvm import exits  # not at the top: the guest's first output need not wait for it
 
-    exit_ = exits.make_exit(vcpu, error)
+    return handle(machine, vcpu, exits.make_exit(vcpu, error))
+
+
+def handle(machine: Machine, vcpu: Vcpu, exit_: exits.Exit) -> Outcome | None:
+    """Answers any typed exit, as the loop does; returns what ends the run, if it does."""
+    from pykvm.kvm import exits
+
     handler = machine.exit_handlers.get(exit_.reason)
     if handler is not None and handler(exit_):
         return None
     if isinstance(exit_, exits.IoExit):
         _repeat(machine, exit_)
+        return None
+    if isinstance(exit_, exits.MmioExit):
+        _element(machine, exit_)
         return None
     vcpu_id = vcpu.id
     if isinstance(exit_, exits.HltExit):
@@ -204,6 +217,14 @@ def _typed(machine: Machine, vcpu: Vcpu, error: int) -> Outcome | None:
     }.get(type(exit_), StopReason.UNHANDLED)
     exit_._detach()
     return Outcome(reason, vcpu_id, detail=f"{exit_}{detail}", exit=exit_)
+
+
+def _element(machine: Machine, exit_: exits.MmioExit) -> None:
+    """One access to memory that is a device's."""
+    if exit_.is_write:
+        machine.mmio.write(exit_.gpa, exit_.size, exit_.value)
+    else:
+        exit_.value = machine.mmio.read(exit_.gpa, exit_.size) & (1 << 8 * exit_.size) - 1
 
 
 def _repeat(machine: Machine, exit_: exits.IoExit) -> None:

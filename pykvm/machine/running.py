@@ -18,6 +18,7 @@ class Running(Attached):
     """Running a machine. `Machine` is made of this."""
 
     vcpus_have_run = False
+    _only: Vcpu | None = None
     _still = False  # devices stand still, for `pause()`
 
     @property
@@ -27,13 +28,15 @@ class Running(Attached):
             return Status.PAUSED
         return self._status
 
-    def run(self, timeout: float | None = None, *, reboot: bool = False) -> RunResult:
+    def run(
+        self, timeout: float | None = None, *, reboot: bool = False, only: Vcpu | None = None
+    ) -> RunResult:
         """Runs the guest in this thread (and one per vCPU when there are several) until it stops.
 
         `timeout` is in seconds. With `reboot` a guest that resets its machine starts again, as
-        after `reset()`. An exception in a handler stops every vCPU, keeps the exit as
-        `exception.exit`, and is raised here; so is `KeyboardInterrupt`. Raises `MachineError` on
-        a crashed, closed or already running machine.
+        after `reset()`. With `only` the other vCPUs stand still. An exception in a handler stops
+        every vCPU, keeps the exit as `exception.exit`, and is raised here; so is
+        `KeyboardInterrupt`. Raises `MachineError` on a crashed, closed or already running machine.
         """
         self._check_usable("run")
         if timeout is not None and timeout < 0:
@@ -46,6 +49,8 @@ class Running(Attached):
             started = time.monotonic()
             marks = self._output_marks()
             try:
+                self._only = only
+                self.control.alone = only is not None or len(self.vcpus) == 1
                 outcome, resets = self._run_boots(timeout, reboot)
             except BaseException:
                 self._status = Status.READY
@@ -92,6 +97,8 @@ class Running(Attached):
 
         if timeout is not None and timeout == 0:
             return Outcome(StopReason.TIMEOUT, 0)
+        if self._only is not None:
+            return threads.run_here(self.whole, self._only, timeout)
         if self.interrupt_windows and self.irqchip == "kernel":
             from pykvm.machine.windows import InterruptWindows
 

@@ -64,10 +64,15 @@ class Traps:
         if vcpu.id in self._stepping:
             return
         armed = self._ours(vcpu)
-        if not armed and vcpu.guest_debug.control:
-            return  # a debugger has them
+        debugger = self._assist.machine.debugger
+        if debugger is None and not armed and vcpu.guest_debug.control:
+            return  # somebody else's, who does not know of ours
         wanted = self._handlers(vcpu)
         if wanted == armed:
+            return
+        if debugger is not None:
+            self._armed[vcpu.id] = wanted
+            debugger.arm(vcpu)
             return
         try:
             vcpu.set_guest_debug(
@@ -83,7 +88,8 @@ class Traps:
     def _ours(self, vcpu: Vcpu) -> dict[int, int]:
         """The breakpoints that are set, unless a debugger has put its own in their place."""
         armed = self._armed.get(vcpu.id, {})
-        if armed and [b.address for b in vcpu.guest_debug.breakpoints] != list(armed):
+        placed = {b.address for b in vcpu.guest_debug.breakpoints}
+        if armed and not placed.issuperset(armed):
             del self._armed[vcpu.id]
             return {}
         return armed
@@ -197,7 +203,15 @@ class Traps:
         self._stepping.add(cpu.vcpu.id)
         cpu.vcpu.set_guest_debug(singlestep=True)
 
+    def addresses(self, vcpu: Vcpu) -> list[int]:
+        """Where breakpoints shall stand, for a debugger that sets them beside its own."""
+        return list(self._armed.get(vcpu.id, ()))
+
     def _set(self, vcpu: Vcpu) -> None:
+        debugger = self._assist.machine.debugger
+        if debugger is not None:
+            debugger.arm(vcpu)
+            return
         addresses = self._armed.get(vcpu.id, {})
         vcpu.set_guest_debug(hardware_breakpoints=[HardwareBreakpoint(a) for a in addresses])
 
