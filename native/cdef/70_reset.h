@@ -7,6 +7,7 @@ struct pykvm_ram_part {
 struct pykvm_ram {
     int vm_fd;
     uint32_t manual, count;
+    uint64_t keep;
     struct pykvm_ram_part *part;
     uint64_t pages, log_ns, copy_ns;
 };

@@ -12,6 +12,7 @@
 #include "pykvm_memory.h"
 #include "pykvm_net.h"
 #include "pykvm_reset.h"
+#include "pykvm_round.h"
 #include "pykvm_virtq.h"
 #include "pykvm_word.h"
 

@@ -23,6 +23,8 @@ struct pykvm_ram {
     int vm_fd;
     uint32_t manual;               /* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is on */
     uint32_t count;
+    uint64_t keep;                 /* so many written pages of a part may stay writable: they count
+                                      as changed each time, and cost the guest no fault */
     struct pykvm_ram_part *part;
     uint64_t pages;                /* that the last call found changed */
     uint64_t log_ns, copy_ns;      /* of the last pykvm_ram_put() */

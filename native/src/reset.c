@@ -47,7 +47,10 @@ static long collect_part(struct pykvm_ram *r, struct pykvm_ram_part *p, uint64_t
             first++;
         while (last > first && !p->bitmap[last - 1])
             last--;
-        if (first < last && r->manual) {
+        uint64_t set = 0;
+        for (uint64_t w = first; w < last && set <= r->keep; w++)
+            set += (uint64_t)__builtin_popcountll(p->bitmap[w]);
+        if (set > r->keep && r->manual) {
             uint64_t end = last * 64 < p->pages ? last * 64 : p->pages;
             struct kvm_clear_dirty_log clear = {
                 .slot = p->slot, .first_page = first * 64,
