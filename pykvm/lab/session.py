@@ -214,7 +214,8 @@ class Lab:
         vCPU selected that is there. `temporary`: gone after the first stop; `ignore`: how many
         times to pass. `kind`: "hardware" (a debug register), "software" (INT3, never visible in
         memory that you read), "step" (the guest is stepped); "auto" takes a free register, else
-        INT3.
+        INT3, and where a host does not show INT3s the guest is stepped. `kind` and `note` of what
+        is returned say what it came to.
         """
         if kind not in KINDS:
             raise LabError(f"kind={kind!r} is not possible; use {', '.join(KINDS)}")
@@ -227,10 +228,13 @@ class Lab:
             raise LabError('all four debug registers are taken; use kind="software"')
         if kind == "auto":
             kind = "hardware" if self.points.room() else "software"
+        fails = cpu.int3_fails() if kind == "software" else ""
+        if fails:
+            kind = "step"
         point = Breakpoint(
             self, self.points.number(), address, kind, _condition(condition), temporary, ignore
         )
-        point.note = cpu.limits(self.machine, kind)
+        point.note = f"the guest is stepped: {fails}" if fails else cpu.limits(self.machine, kind)
         self.points.add(point)
         return point
 

@@ -73,6 +73,7 @@ class Steering:
         self._met: list[tuple[int, exits.Exit]] = []  # in a run: who stopped, and at what
         self._pending: list[tuple[int, int]] = []  # stops not told yet: vCPU, linear address
         self._start: int | None = None  # in a step: where it began
+        self._answered = False  # in a batch: the last step was an exit that was answered
         self._left = self._done = 0  # in a batch of steps: how many follow, how many were done
         self._filter: Filter | None = None
         self.completes = False
@@ -99,6 +100,13 @@ class Steering:
     def after(self, vcpu: Vcpu, exit_: exits.Exit) -> Outcome | None:
         """In the vCPU's thread."""
         if self._start is not None:  # one instruction
+            if self._answered and isinstance(exit_, exits.DebugExit):
+                # SVM and VMX tell of the step over an I/O instruction when it is completed, after
+                # its exit, by which it was counted.
+                self._answered = False
+                if cpu.linear_rip(vcpu) == self._start:
+                    return None
+            self._answered = not isinstance(exit_, exits.DebugExit)
             over = isinstance(exit_, exits.DebugExit) or cpu.linear_rip(vcpu) != self._start
             return self._stop(vcpu, exit_) if over and not self._next_step(vcpu, exit_) else None
         if isinstance(exit_, exits.DebugExit):
@@ -171,6 +179,7 @@ class Steering:
             return self._go(None, None, [vcpu], vcpu)  # KVM_EXIT_HLT
         self._start, self.completes = cpu.linear_rip(vcpu), True
         self._left, self._done = at_most - 1, 0
+        self._answered = False
         try:
             self.arm(vcpu, block_interrupts=not interrupts)
             result, failure = self._run([vcpu], None, only=vcpu)
@@ -219,6 +228,8 @@ class Steering:
         self, vcpus: list[Vcpu], timeout: float | None, only: Vcpu | None
     ) -> tuple[RunResult | None, BaseException | None]:
         machine = self._lab.machine
+        if machine.status == "crashed":
+            raise LabError("the guest has crashed and cannot go on; reset() it or restore() it")
         self._met.clear()
         if self._start is not None or self._filter is not None or self._lab.points.enabled():
             machine.debugger = self  # else there is nothing to look for: the plain loop is faster
