@@ -53,7 +53,7 @@ def child(image: str, cache: str, words: str) -> None:
     """One machine; the guest's line goes to stdout."""
     from pykvm import Machine
 
-    with Machine(memory="64M") as machine:
+    with Machine(memory="64M", huge_pages="thp") as machine:  # as QEMU asks for its guest's
         machine.add_disk(image, format="raw", cache=cache)
         machine.load(str(GUEST), cmdline=words)
         serial = machine.run(timeout=120).serial

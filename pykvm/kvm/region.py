@@ -59,7 +59,8 @@ class MemoryRegion:
     """Guest RAM at `[gpa, gpa + size)`, backed by a memfd mapped MAP_SHARED and MAP_NORESERVE.
 
     - `huge_pages`: None, "2M" or "1G" (hugetlbfs pages, reserved now; `size` and `gpa` must be
-      multiples of the page) or "thp" (transparent huge pages, as far as the host has any to give).
+      multiples of the page) or "thp" (transparent huge pages, as far as the host has any to give;
+      where it gives none to files, the memory is anonymous, and no other process can share it).
     - `fd`, `offset`: map this file instead of a new memfd, from `offset` on. The descriptor is
       duplicated, the caller's stays the caller's. The file must not be truncated meanwhile.
     - `private`: copy-on-write (MAP_PRIVATE): guest writes do not reach the file.
@@ -81,6 +82,7 @@ class MemoryRegion:
         "_marks",
         "_size",
         "_view",
+        "anonymous",
         "fd",
         "flags",
         "guest_memfd",
@@ -98,6 +100,8 @@ class MemoryRegion:
     fd: int
     """The backing file's descriptor, -1 after close(). Its contents are the guest's memory, from
     `offset` on (not for a private region)."""
+    anonymous: bool
+    """Whether no file is behind it: `fd` is -1, and no other process can map it."""
     host_address: int
     """Where the region is mapped in this process (host-virtual), 0 after close()."""
     tracked: bool
@@ -133,21 +137,28 @@ class MemoryRegion:
         self.kind = kind
         self.tracked = False
         self._marks: bytearray | None = None
-        if fd is None:
+        if fd is None and offset:
+            raise RegionError(f"offset {offset:#x} of a new region must be 0; give fd= with it")
+        self.anonymous = False
+        if fd is None and huge_pages == "thp":
+            from pykvm.kvm.anonymous import files_have_thp
+
+            self.anonymous = not files_have_thp()
+        if self.anonymous:
+            self.fd = -1
+        elif fd is None:
             self.fd = _make_memfd(name, size, huge_pages)
-            if offset:
-                os.close(self.fd)
-                raise RegionError(f"offset {offset:#x} of a new region must be 0; give fd= with it")
         else:
             self.fd = _check_file(fd, offset, size)
         try:
             self._map = _map(self.fd, size, offset, private, huge_pages)
         except BaseException:
-            os.close(self.fd)
+            if self.fd >= 0:
+                os.close(self.fd)
             raise
         self._view: memoryview = memoryview(self._map)
         self.host_address = int(ffi.cast("uintptr_t", ffi.from_buffer(self._map)))
-        fds = [self.fd] if guest_memfd is None else [self.fd, guest_memfd]
+        fds = [fd for fd in (self.fd, guest_memfd) if fd is not None and fd >= 0]
         self._finalizer = weakref.finalize(self, _close_all, fds)
 
     @property
@@ -220,6 +231,11 @@ class MemoryRegion:
         """
         self._live()
         end = self._size if end is None else min(end, self._size)
+        if self.anonymous:
+            from pykvm.kvm.anonymous import mapped_extents
+
+            yield from mapped_extents(self.host_address, start, end)
+            return
         if self.private:
             if start < end:
                 yield start, end - start
@@ -242,7 +258,7 @@ class MemoryRegion:
             first, last = -(-offset // page) * page, (offset + length) // page * page
             try:
                 if first < last:
-                    self._map.madvise(mmap.MADV_REMOVE, first, last - first)
+                    self._map.madvise(self._give_back, first, last - first)
                     low, high = first, last
             except OSError:  # a file system that cannot punch holes
                 pass
@@ -267,10 +283,14 @@ class MemoryRegion:
         if self.tracked:
             self.mark(first, last - first)
         try:
-            self._map.madvise(mmap.MADV_REMOVE, first, last - first)
+            self._map.madvise(self._give_back, first, last - first)
         except OSError:
             return 0
         return last - first
+
+    @property
+    def _give_back(self) -> int:
+        return mmap.MADV_DONTNEED if self.anonymous else mmap.MADV_REMOVE
 
     def close(self) -> None:
         """Give up the file and, once no view is left, the mapping. Closing twice is harmless.
@@ -373,7 +393,9 @@ def _check_file(fd: int, offset: int, size: int) -> int:
 
 
 def _map(fd: int, size: int, offset: int, private: bool, huge_pages: str | None) -> mmap.mmap:
-    flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
+    flags = mmap.MAP_PRIVATE if private or fd < 0 else mmap.MAP_SHARED
+    if fd < 0:
+        flags |= mmap.MAP_ANONYMOUS
     if huge_pages not in _HUGE_FLAGS:
         # hugetlbfs must reserve now: without, running out of pages later is SIGBUS, not an error.
         flags |= _MAP_NORESERVE

@@ -300,3 +300,17 @@ def test_ten_thousand_resets_do_not_grow() -> None:
         assert after[1] == before[1]
         assert after[0] - before[0] < 256  # pages
     assert threading.active_count() < 20
+
+
+def test_memory_of_transparent_huge_pages_goes_back() -> None:
+    with Machine(memory="16M", huge_pages="thp") as m:
+        m.load("hello64")
+        m.memory.write(0x800000, b"before")
+        snapshot = m.snapshot()
+        m.run(timeout=10)
+        m.memory.write(0x800000, b"after.")
+        m.memory.write(0xC00000, b"new")
+        m.restore(snapshot, verify=True)
+        assert m.memory.read(0x800000, 6) == b"before"
+        assert m.memory.read(0xC00000, 3) == bytes(3)
+        assert m.run(timeout=10).exit_code == 0

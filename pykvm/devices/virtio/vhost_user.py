@@ -167,7 +167,12 @@ class VhostUserDevice(VirtioDevice):
     # -- rings -------------------------------------------------------------------------------------
 
     def attach(self, transport: Transport, memory: GuestMemory) -> None:
-        """As the base class."""
+        """As the base class. Raises `BackendError` for memory that cannot be shared."""
+        if any(region.anonymous for region in memory.regions):
+            raise BackendError(
+                f"{self.name} shares the guest's memory with another process, and this host has "
+                'transparent huge pages for memory of one process only; leave huge_pages="thp" out'
+            )
         super().attach(transport, memory)
         self._memory = memory
         self._watch()
