@@ -135,9 +135,13 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def click_on(self, selector: str) -> None:
-        """A click on the middle of the first element that a CSS selector finds."""
-        x, y = self.run(
+        """A click on the middle of the first element that a CSS selector finds, as soon as it does.
+
+        A page may be drawing its rows anew when this asks.
+        """
+        x, y = self.wait(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "if (!e) return null;"
             "e.scrollIntoView({block: 'nearest'}); const b = e.getBoundingClientRect();"
             " return [b.x + b.width / 2, b.y + b.height / 2] })()"
         )
