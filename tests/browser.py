@@ -108,8 +108,12 @@ class Browser:
         return message
 
     def open(self, path: pathlib.Path) -> None:
-        """Loads a file."""
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        """Loads a file, and waits until it is the page that is there."""
+        self.call("Page.navigate", url="about:blank")
+        self.wait("location.href === 'about:blank'")
+        url = path.resolve().as_uri()
+        self.call("Page.navigate", url=url)
+        self.wait(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; promises are awaited."""

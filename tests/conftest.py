@@ -31,9 +31,11 @@ def kvm_problem() -> str:
 
 
 def pytest_configure() -> None:
-    # Background jobs inherit SIGINT and SIGQUIT ignored; the tests of Ctrl-C mean the foreground.
+    # Background jobs inherit SIGINT and SIGQUIT ignored, those of nohup SIGHUP; the tests of Ctrl-C
+    # and of a closed terminal mean the foreground.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -66,13 +66,30 @@ def test_it_renders(browser: Browser, tmp_path: pathlib.Path) -> None:
 def test_an_exit_is_explained_when_it_is_clicked(browser: Browser, tmp_path: pathlib.Path) -> None:
     opened(browser, tmp_path, 3000)
     browser.click_on('#exits .row[data-exit="4"]')
+    browser.wait("document.body.dataset.selected === '4'")
     told = browser.run("document.querySelector('#detail').innerText")
     assert "in 0x60 → 0xff [unclaimed (keyboard)]" in told
     assert "0x100020 <main+0x10> in al, dx" in told
     assert "A PC has its keyboard there" in told
     assert "AMD APM" in told
     browser.click_on('#exits .row[data-exit="5"]')  # with a symbol that looks like markup
+    browser.wait("document.body.dataset.selected === '5'")
     assert "</script><script>oops()" in browser.run("document.querySelector('#detail').innerText")
+    unharmed(browser)
+
+
+def test_a_row_in_sight_stays_the_same_while_it_is_pressed(
+    browser: Browser, tmp_path: pathlib.Path
+) -> None:
+    opened(browser, tmp_path, 3000)
+    x, y = browser.run(
+        "(() => { const b = document.querySelector('#exits .row[data-exit=\"7\"]')"
+        ".getBoundingClientRect(); return [b.x + 9, b.y + b.height / 2] })()"
+    )
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        browser.run("$('exits').scrollTop += 1; $('exits').dispatchEvent(new Event('scroll'))")
+    browser.wait("document.body.dataset.selected === '7'")
     unharmed(browser)
 
 
@@ -95,7 +112,7 @@ def test_the_filter_and_the_groups_narrow_the_list(
     assert narrowed("$('vcpu').value = '1'; applyFilter()") == 500
     assert narrowed("$('clear').click()") == 3000
     browser.click_on("#groups tbody tr")
-    assert browser.run("document.body.dataset.shown") == "1000"
+    browser.wait("document.body.dataset.shown === '1000'")
     unharmed(browser)
 
 
@@ -113,7 +130,7 @@ def test_serial_output_and_exits_lead_to_each_other(
     )
     browser.click(*place)
     position = 2 * len(TEXT) + 4
-    assert browser.run("Number(document.body.dataset.selected)") == 3 * position
+    browser.wait(f"document.body.dataset.selected === '{3 * position}'")
     assert "'o'" in browser.run("document.querySelector('#detail h3').textContent")
     browser.run(f"select({3 * (3 * len(TEXT))})")
     assert browser.run("document.querySelector('#serial mark').textContent") == "H"

@@ -3,10 +3,11 @@
 const TALLEST = 8e6;
 class LongList {
   constructor(element, rowHeight, makeRow) {
-    this.element = element; this.rowHeight = rowHeight; this.makeRow = makeRow; this.n = 0;
+    this.element = element; this.rowHeight = rowHeight; this.makeRow = makeRow; this.n = 0; this.rows = new Map();
     this.sizer = node("div", undefined, "sizer");
     element.replaceChildren(this.sizer);
-    element.addEventListener("scroll", () => this.paint());
+    element.addEventListener("scroll", () => this.scrolled());
+    new ResizeObserver(() => this.scrolled()).observe(element);
   }
   get visible() { return Math.max(1, Math.floor(this.element.clientHeight / this.rowHeight)); }
   resize(n) {
@@ -21,15 +22,22 @@ class LongList {
     if (!this.scaled) return top / this.rowHeight;
     return top / Math.max(1, this.height - this.element.clientHeight) * (this.n - this.visible);
   }
-  paint() {
-    const start = Math.max(0, Math.floor(this.first)), end = Math.min(this.n, start + this.visible + 2), rows = [];
+  paint() { // every row anew
+    this.rows.clear();
+    this.sizer.replaceChildren();
+    this.scrolled();
+  }
+  scrolled() { // rows in sight stay the elements they are: a row that is being pressed gets its click
+    const start = Math.max(0, Math.floor(this.first)), end = Math.min(this.n, start + this.visible + 2);
     const shift = this.scaled ? Math.min(this.element.scrollTop, this.height - (end - start) * this.rowHeight) - start * this.rowHeight : 0;
+    for (const [i, row] of this.rows) if (i < start || i >= end) { row.remove(); this.rows.delete(i); }
+    let next = this.sizer.firstChild;
     for (let i = start; i < end; i++) {
-      const row = this.makeRow(i);
+      let row = this.rows.get(i);
+      if (row) next = row.nextSibling;
+      else { this.rows.set(i, row = this.makeRow(i)); this.sizer.insertBefore(row, next); }
       row.style.top = `${i * this.rowHeight + shift}px`;
-      rows.push(row);
     }
-    this.sizer.replaceChildren(...rows);
   }
   reveal(i) {
     const start = this.first, inside = i >= Math.ceil(start) && i < Math.floor(start) + this.visible;

@@ -121,7 +121,7 @@ function watch() {
     select(page.matches ? page.matches[j] : j);
     page.exits.reveal(j);
   });
-  addEventListener("resize", () => { later(draw); page.exits.paint(); if (serial.list) serial.list.paint(); });
+  addEventListener("resize", () => { later(draw); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => later(draw));
   watchTimeline();
 }
