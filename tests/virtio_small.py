@@ -48,10 +48,11 @@ class Driver:
         self.forget()
         which = range(len(self.device.queues)) if self.which is None else self.which
         for index in which:
-            queue = self.queues[index] = DriverQueue(self.memory, RING + 0x2000 * index, self.size)
-            self.transport.set_queue(index, self.size, queue.desc, queue.driver, queue.device)
+            size = min(self.size, self.device.queues[index].max_size)
+            queue = self.queues[index] = DriverQueue(self.memory, RING + 0x2000 * index, size)
+            self.transport.set_queue(index, size, queue.desc, queue.driver, queue.device)
         self.transport.set_status(DONE)
-        assert self.transport.status() == DONE
+        assert self.transport.status() == DONE, self.device.broken
 
     def forget(self) -> None:
         """Buffers start at `DATA` again."""

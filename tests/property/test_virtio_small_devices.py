@@ -13,54 +13,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from device_contract import Bench, Case, Step, differ, perform, steps_for
+from hostile_chains import DATA, EXTRA, scramble
 from hypothesis import given, settings
 from virtio_driver import NEXT, WRITE, DriverQueue
-from virtio_small import RAM, RING, Driver
+from virtio_makers import BLOCK, MAKERS
+from virtio_small import RAM, Driver
 
-from pykvm.devices import Clock, ManualClock
-from pykvm.devices.chardev import BufferChardev
-from pykvm.devices.virtio import VirtioDevice, VirtioMmio
-from pykvm.devices.virtio.balloon import VirtioBalloon
-from pykvm.devices.virtio.console import VirtioConsole
-from pykvm.devices.virtio.gpu import VirtioGpu
-from pykvm.devices.virtio.input import VirtioKeyboard, VirtioMouse, VirtioTablet
+from pykvm.devices import ManualClock
+from pykvm.devices.virtio import VirtioMmio
 from pykvm.devices.virtio.mem import VirtioMem
-from pykvm.devices.virtio.pmem import VirtioPmem
-from pykvm.devices.virtio.rng import VirtioRng
 from pykvm.memory import GuestMemory, MemoryRegion
-
-EXTRA = 1 << 32  # where the memory device's region is
-BLOCK = 64 << 10
-
-
-class NumberedRng(VirtioRng):
-    """Random numbers that two copies have in common."""
-
-    def _read(self, length: int) -> bytes:
-        return bytes(n & 0xFF for n in range(length))
-
-
-def console(clock: Clock) -> VirtioConsole:
-    device = VirtioConsole(BufferChardev(1 << 16), ports=3, size=(80, 24), clock=clock)
-    device.add_port("one", BufferChardev(1 << 16))
-    return device
-
-
-def memory_device(clock: Clock) -> VirtioMem:
-    return VirtioMem(MemoryRegion(EXTRA, 16 * BLOCK, kind="device"), "256K", block_size=BLOCK)
-
-
-MAKERS: dict[str, Callable[[Clock], VirtioDevice]] = {
-    "rng": lambda clock: NumberedRng(clock=clock),
-    "balloon": lambda clock: VirtioBalloon("64K", period=1, clock=clock),
-    "console": console,
-    "mem": memory_device,
-    "pmem": lambda clock: VirtioPmem(EXTRA, 1 << 20),
-    "keyboard": lambda clock: VirtioKeyboard(),
-    "mouse": lambda clock: VirtioMouse(),
-    "tablet": lambda clock: VirtioTablet(),
-    "gpu": lambda clock: VirtioGpu(32, 24, limit="64K"),
-}
 
 # -- saved states --------------------------------------------------------------------------------
 
@@ -209,9 +171,6 @@ def test_the_requests_of_the_cases_do_something(kind: str) -> None:
 
 # -- hostile drivers -----------------------------------------------------------------------------
 
-DATA = 0x40000
-ODD_ADDRESSES = [0, 1, RING, RAM - 1, RAM, EXTRA, EXTRA + 8, 1 << 40, (1 << 64) - 1, 1 << 63]
-ODD_LENGTHS = [0, 1, 3, 23, 24, 4096, RAM, 1 << 21, 1 << 31, (1 << 32) - 1]
 KINDS = [0, 1, 2, 3, 4, 5, 6, 7, 8, *range(0x100, 0x10C), 0x300, 0x301, 0xFFFF]
 
 
@@ -243,31 +202,6 @@ def blob(dice: random.Random) -> bytes:
     return dice.randbytes(8)
 
 
-def scramble(driver: Driver, dice: random.Random) -> list[tuple[int, int]]:
-    """Random chains in all queues; the (address, length) of what the device may write."""
-    writable = []
-    memory = driver.memory
-    for at in range(DATA, DATA + 0x8000, 128):
-        memory.write(at, blob(dice))
-    for queue in driver.queues.values():
-        for index in range(queue.size):
-            address = DATA + 128 * dice.randrange(256)
-            length = dice.choice([4, 8, 10, 24, 64, 64, 128, 1100])
-            if dice.random() < 0.03:
-                address, length = dice.choice(ODD_ADDRESSES), dice.choice(ODD_LENGTHS)
-            flags = dice.choice([0, NEXT, WRITE, WRITE, NEXT, 0])
-            queue.write_descriptor(index, address, length, flags, dice.randrange(queue.size))
-            if flags & WRITE:
-                writable.append((address, length))
-        for slot in range(queue.size):
-            memory.write_u16(queue.driver + 4 + 2 * slot, dice.randrange(queue.size))
-    for index, queue in driver.queues.items():
-        state = driver.device.queues[index].state()
-        ahead = dice.randrange(queue.size) if dice.random() < 0.97 else dice.getrandbits(16)
-        memory.write_u16(queue.driver + 2, state[4] + ahead & 0xFFFF)
-    return writable
-
-
 @pytest.mark.parametrize("kind", sorted(MAKERS))
 def test_hostile_drivers(kind: str) -> None:
     dice = random.Random(kind)
@@ -286,7 +220,7 @@ def test_hostile_drivers(kind: str) -> None:
     worked = broken = 0
     event = EVENTS.get(kind)
     for _ in range(200):
-        writable = scramble(driver, dice)
+        writable = scramble(driver, dice, blob)
         before = memory.read(0, RAM)
         for index in driver.queues:
             driver.transport.kick(index)
