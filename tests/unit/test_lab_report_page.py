@@ -63,6 +63,21 @@ def test_it_renders(browser: Browser, tmp_path: pathlib.Path) -> None:
     unharmed(browser)
 
 
+def test_nothing_moves_once_it_is_ready(browser: Browser, tmp_path: pathlib.Path) -> None:
+    """Else a click right then would land beside what it was meant for."""
+    script = """new MutationObserver(() => {
+      if (document.body && document.body.dataset.ready) {
+        window.top_then ??= document.querySelector('#exits').getBoundingClientRect().top;
+      } }).observe(document, { attributes: true, subtree: true })"""
+    added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+    opened(browser, tmp_path, 3000)
+    browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
+    frame(browser)
+    top = browser.run("document.querySelector('#exits').getBoundingClientRect().top")
+    assert browser.run("top_then") == top
+    unharmed(browser)
+
+
 def test_an_exit_is_explained_when_it_is_clicked(browser: Browser, tmp_path: pathlib.Path) -> None:
     opened(browser, tmp_path, 3000)
     browser.click_on('#exits .row[data-exit="4"]')

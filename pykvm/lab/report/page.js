@@ -134,6 +134,7 @@ load().then(() => {
   loadSerial();
   applyFilter();
   showAll();
+  draw(); // at once: it decides where everything below it is
   document.body.dataset.ready = "yes";
 }).catch(error => {
   problems.push(String(error));
