@@ -52,7 +52,7 @@ BUGS = {
     "bug_magic": b"PK\x02\x00" + struct.pack("<I", 0x4B564D21),
     "bug_copy": _HEAD + record(COPY, b"\xff\x01"),
     "bug_state": _HEAD + record(OPEN) + record(SEEK) * 2 + record(COMMIT),
-    "free": _HEAD + record(NAME, b"x" * 16) + record(CLOSE),
+    "LLVMFuzzerTestOneInput": _HEAD + record(NAME, b"x" * 16) + record(CLOSE),
     "bug_call": _HEAD + record(CREATE) + record(CALL) + record(DELETE) + record(CALL),
 }
 """Inputs that meet each planted bug, by the function where it shows."""

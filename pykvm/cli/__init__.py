@@ -21,6 +21,7 @@ VERBS = {
     "run": "boot an image and show what it prints",
     "trace": "boot an image and show every VM exit",
     "gdb": "boot an image under gdb, with symbols, breakpoints and threads",
+    "fuzz": "find inputs that crash a function, with AFL++ on a VM that is put back",
     "guests": "list the guests that come with pykvm",
     "doctor": "try out what this host's /dev/kvm can do",
     "bench": "measure against raw C programs and QEMU (in the source tree)",

@@ -133,6 +133,22 @@ class Program:
             raise FuzzError(f"{self.name} has no symbol {name!r}; give another function")
         return self.symbols[name]
 
+    def functions(self) -> list[tuple[int, int]]:
+        """(guest-virtual address, bytes) of each function, in order."""
+        return [(start, self._places[start][0]) for start in self._starts]
+
+    def bytes_at(self, gva: int, size: int) -> bytes:
+        """What the file has there; shorter where it ends."""
+        segment = self.segment_at(gva)
+        return segment.data[gva - segment.gva :][:size] if segment else b""
+
+    def segment_at(self, gva: int) -> Segment | None:
+        """The segment that an address is in."""
+        for segment in self.segments:
+            if segment.gva <= gva < segment.gva + segment.size:
+                return segment
+        return None
+
     def where(self, gva: int) -> str:
         """ "parse+0x12", or "" outside every function."""
         index = bisect.bisect_right(self._starts, gva) - 1

@@ -194,9 +194,18 @@ class Ring3:
         regs = self._registers()
         if stop.kind == rounds.OUT and stop.port == at.PORT_FAILED:
             message = self._text(regs["rdi"])
+            self._blame(regs)
             return Outcome.CRASH, self._crash("failed", regs, message=message)
         what = f"port {stop.port:#x}" if stop.kind == rounds.OUT else "an exit"
         return Outcome.CRASH, self._crash(what, regs, message="the target left its address space")
+
+    def _blame(self, regs: dict[str, int]) -> None:
+        """The runtime says whom it was called by (RSI, a return address): that call is it."""
+        after = regs["rsi"]
+        if not self.program.where(after - 1):
+            return
+        near = 5  # bytes of a CALL rel32
+        regs["rip"] = after - near if self.read(after - near, 1) == b"\xe8" else after - 1
 
     def _fault(self) -> Crash:
         regs = self._registers()
@@ -238,6 +247,8 @@ class Ring3:
             if len(frame) < 16:
                 break
             above, address = struct.unpack("<QQ", frame)
+            if at.STUB_GVA <= address < at.STUB_GVA + 2 * at.PAGE:
+                break  # who called it from outside
             found.append(address)
             if above <= rbp:
                 break

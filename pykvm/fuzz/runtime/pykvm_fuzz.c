@@ -9,13 +9,18 @@
 #define COMPARISONS ((uint64_t *)(SHARED + 0x11000))
 #define MOST_COMPARISONS (0x10000 / 16 - 1)
 
-_Noreturn void pykvm_failed(const char *message)
+/* `where`: the return address of the call that is to blame. */
+static _Noreturn void failed_at(const char *message, void *where)
 {
     for (;;)
-        __asm__ volatile("outb %%al, $0xe2" : : "D"(message), "a"(0) : "memory");
+        __asm__ volatile("outb %%al, $0xe2" : : "D"(message), "S"(where), "a"(0) : "memory");
 }
 
-_Noreturn void abort(void) { pykvm_failed("abort()"); }
+#define CALLER __builtin_return_address(0)
+
+_Noreturn void pykvm_failed(const char *message) { failed_at(message, CALLER); }
+
+_Noreturn void abort(void) { failed_at("abort()", CALLER); }
 
 /* -- coverage: edges by the blocks at both ends, as AFL counts them ----------------------------- */
 
@@ -143,13 +148,13 @@ struct chunk {
 static struct chunk *next(struct chunk *c) { return c + 1 + c->size; }
 static struct chunk *heap_end(void) { return (struct chunk *)(HEAP_AT + HEAP_SIZE); }
 
-static void check(const struct chunk *c)
+static void check(const struct chunk *c, void *caller)
 {
     if (c < heap_end() && c->state != USED && c->state != FREED)
-        pykvm_failed("heap: something ran over its end");
+        failed_at("heap: something ran over its end", caller);
 }
 
-void *malloc(size_t n)
+static void *allocate(size_t n, void *caller)
 {
     struct chunk *first = (struct chunk *)HEAP_AT;
     struct chunk *end = heap_end();
@@ -159,7 +164,7 @@ void *malloc(size_t n)
         *first = (struct chunk){FREED, (uint64_t)(end - first) - 1};
     uint64_t want = (n + 15) / 16 + !n;
     for (struct chunk *c = first; c < end; c = next(c)) {
-        check(c);
+        check(c, caller);
         if (c->state == USED)
             continue;
         while (next(c) < end && next(c)->state == FREED)
@@ -177,38 +182,42 @@ void *malloc(size_t n)
     return NULL;
 }
 
-void free(void *p)
+static void release(void *p, void *caller)
 {
     if (!p)
         return;
     struct chunk *c = (struct chunk *)p - 1;
     if (c->state == FREED)
-        pykvm_failed("heap: freed twice");
+        failed_at("heap: freed twice", caller);
     if (c->state != USED)
-        pykvm_failed("heap: freed what malloc() did not give, or its header was overwritten");
-    check(next(c));
+        failed_at("heap: freed what malloc() did not give, or its header was overwritten", caller);
+    check(next(c), caller);
     c->state = FREED;
     memset(p, 0xdd, c->size * 16);
 }
+
+void *malloc(size_t n) { return allocate(n, CALLER); }
+
+void free(void *p) { release(p, CALLER); }
 
 void *calloc(size_t n, size_t size)
 {
     size_t bytes;
     if (__builtin_mul_overflow(n, size, &bytes))
         return NULL;
-    void *p = malloc(bytes);
+    void *p = allocate(bytes, CALLER);
     return p ? memset(p, 0, bytes) : NULL;
 }
 
 void *realloc(void *p, size_t n)
 {
     if (!p)
-        return malloc(n);
+        return allocate(n, CALLER);
     struct chunk *c = (struct chunk *)p - 1;
-    void *q = malloc(n);
+    void *q = allocate(n, CALLER);
     if (q) {
         memcpy(q, p, c->size * 16 < n ? c->size * 16 : n);
-        free(p);
+        release(p, CALLER);
     }
     return q;
 }
