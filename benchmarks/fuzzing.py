@@ -5,8 +5,8 @@
 All get the same instrumented code and the same inputs. Unicorn (a Python package that this installs
 nothing for: `pip install unicorn`) runs the same ELF file, with its context and the writable
 segments put back after each run, and the heap's first 64 KiB; nothing else is checked or counted,
-which is in its favour. AFL++ runs the target as a process of its own (afl-gcc, fork server), and
-through `pykvm fuzz serve`; both with afl-fuzz for so many seconds. Medians, rounds in turn.
+which is in its favour. AFL++ runs the target as a process of its own (afl-clang-fast, fork server),
+and through `pykvm fuzz serve`; both with afl-fuzz for so many seconds. Medians, rounds in turn.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def by_afl(command: list[str], seconds: int) -> float:
 
 def native(source: pathlib.Path, folder: str) -> pathlib.Path | None:
     """The target as a program of its own, instrumented by AFL++'s own compiler."""
-    compiler = shutil.which("afl-gcc-fast") or shutil.which("afl-cc")
+    compiler = shutil.which("afl-clang-fast") or shutil.which("afl-cc")
     if compiler is None:
         return None
     text = source.read_text().replace('#include "pykvm_fuzz.h"', NATIVE)
@@ -157,7 +157,7 @@ def native(source: pathlib.Path, folder: str) -> pathlib.Path | None:
         [compiler, "-O1", "-o", made, both], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        print(f"AFL++'s compiler failed: {done.stderr[-300:]}", file=sys.stderr)
+        print(f"AFL++'s compiler failed: {(done.stdout + done.stderr)[-300:]}", file=sys.stderr)
         return None
     return made
 
