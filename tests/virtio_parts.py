@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pci_probe import Board
@@ -221,3 +221,22 @@ def written(fd: int) -> int:
         return os.eventfd_read(fd)
     except BlockingIOError:
         return 0
+
+
+def places(kind: str) -> Iterator[Callable[..., Place]]:
+    """Makes places on one transport, and closes them; for a fixture."""
+    made: list[Place] = []
+
+    def build(device: Echo | None = None, **options: Any) -> Place:
+        made.append(Place(kind, device or Echo(), **options))
+        return made[-1]
+
+    yield build
+    for place in made:
+        place.close()
+
+
+def echo(place: Place) -> Echo:
+    """Its device."""
+    assert isinstance(place.device, Echo)
+    return place.device

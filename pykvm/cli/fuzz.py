@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from pykvm.cli.common import Interrupt, Parser, UsageError, number, print_json, seconds
+from pykvm.cli.common import (
+    Interrupt,
+    Parser,
+    UsageError,
+    end_on_signals,
+    number,
+    print_json,
+    seconds,
+)
 from pykvm.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,6 +93,7 @@ def _watch(campaign: Any, options: Namespace) -> int:
     import threading
     from dataclasses import asdict
 
+    end_on_signals()
     ended = threading.Event()
     shown = _Line(options.json)
     with Interrupt(ended.set), campaign:

@@ -28,9 +28,7 @@ def build(
     compiler: str = "gcc",
 ) -> pathlib.Path:
     """Compiles and links `sources` with the runtime (`pykvm_fuzz.h`). Raises `FuzzError`."""
-    found = shutil.which(compiler)
-    if found is None:
-        raise FuzzError(f"there is no {compiler}; install the package gcc")
+    found = _find(compiler)
     output = pathlib.Path(output)
     runtime = output.with_suffix(".runtime.o")
     objects = [runtime]
@@ -49,7 +47,22 @@ def build(
     return output
 
 
-def _run(command: list[str | os.PathLike[str]]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def preprocessed(source: str | os.PathLike[str], *, compiler: str = "gcc") -> bytes:
+    """A C file with all that it includes: what a build of it depends on. Raises `FuzzError`."""
+    found = _find(compiler)
+    return _run([found, *_COMMON, f"-I{RUNTIME}", "-E", source])
+
+
+def _find(compiler: str) -> str:
+    found = shutil.which(compiler)
+    if found is None:
+        raise FuzzError(f"there is no {compiler}; install the package gcc")
+    return found
+
+
+def _run(command: list[str | os.PathLike[str]]) -> bytes:
+    done = subprocess.run(command, capture_output=True)
     if done.returncode:
-        raise FuzzError(f"the compiler failed: {done.stderr.strip()[-2000:]}")
+        text = done.stderr.decode(errors="replace").strip()
+        raise FuzzError(f"the compiler failed: {text[-2000:]}")
+    return done.stdout

@@ -6,14 +6,15 @@ import hashlib
 import os
 import pathlib
 
-from pykvm.fuzz.build import RUNTIME, build
+from pykvm.fuzz.build import RUNTIME, build, preprocessed
 from pykvm.fuzz.errors import FuzzError
 
 
 def find_target(name: str | os.PathLike[str]) -> pathlib.Path:
     """The ELF file for a path to one, or to a C file with `LLVMFuzzerTestOneInput`.
 
-    What is built from C is kept in the cache folder, and built again when the source changes.
+    What is built from C is kept in the cache folder, and built again when it or what it includes
+    changes.
     Raises `FuzzError`.
     """
     path = pathlib.Path(name)
@@ -21,11 +22,9 @@ def find_target(name: str | os.PathLike[str]) -> pathlib.Path:
         if not path.is_file():
             raise FuzzError(f"{path}: there is no such file; name an ELF file or a C file")
         return path
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise FuzzError(f"{path}: {error.strerror}") from None
-    digest = hashlib.sha256(text + os.fsencode(path.resolve()))
+    if not path.is_file():
+        raise FuzzError(f"{path}: No such file or directory")
+    digest = hashlib.sha256(preprocessed(path.resolve()))
     for file in sorted(RUNTIME.iterdir()):
         digest.update(file.read_bytes())
     folder = _cache() / "targets" / digest.hexdigest()[:24]

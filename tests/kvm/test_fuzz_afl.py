@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import fuzz_targets
 import pytest
@@ -319,6 +321,30 @@ def test_the_command(tmp_path: pathlib.Path) -> None:
     assert report["edges"] > 0
     assert report["pages"] > 0
     assert next(json.loads(line)["alive"] for line in done.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("afl")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nobody_is_left_when_the_command_is_ended(
+    shallow: pathlib.Path, tmp_path: pathlib.Path, number: int
+) -> None:
+    command = [sys.executable, "-m", "pykvm", "fuzz", str(shallow), "-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "out" / "main" / "fuzzer_stats").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait() == (128 + number if number == signal.SIGTERM else -number)
+    mark = str(tmp_path / "out").encode()
+    while any(mark in line for line in command_lines()):
+        time.sleep(0.1)
+
+
+def command_lines() -> Iterator[bytes]:
+    """Of all processes."""
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()
 
 
 def test_the_command_without_a_target() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from virtio_driver import DONE, NEEDS_RESET, VERSION_1
-from virtio_parts import MMIO_BASE, Driver, Echo, Place, written
+from virtio_parts import MMIO_BASE, Driver, Echo, Place, echo, places, written
 
 from pykvm.devices.virtio.queue import VirtQueue
 
@@ -21,20 +21,7 @@ Make = Callable[..., Place]
 
 @pytest.fixture(params=["mmio", "pci"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    made: list[Place] = []
-
-    def build(device: Echo | None = None, **options: Any) -> Place:
-        made.append(Place(request.param, device or Echo(), **options))
-        return made[-1]
-
-    yield build
-    for place in made:
-        place.close()
-
-
-def echo(place: Place) -> Echo:
-    assert isinstance(place.device, Echo)
-    return place.device
+    yield from places(request.param)
 
 
 # -- who does the work -----------------------------------------------------------------------------

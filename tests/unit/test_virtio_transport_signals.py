@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from virtio_driver import NEEDS_RESET
-from virtio_parts import RINGS, Driver, Echo, Place, written
+from virtio_parts import RINGS, Driver, Echo, Place, places, written
 
 from pykvm.devices.pci.bar import RamBlock
 from pykvm.devices.virtio import VirtioMmio
@@ -22,20 +22,7 @@ Make = Callable[..., Place]
 
 @pytest.fixture(params=["mmio", "pci"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    made: list[Place] = []
-
-    def build(device: Echo | None = None, **options: Any) -> Place:
-        made.append(Place(request.param, device or Echo(), **options))
-        return made[-1]
-
-    yield build
-    for place in made:
-        place.close()
-
-
-def echo(place: Place) -> Echo:
-    assert isinstance(place.device, Echo)
-    return place.device
+    yield from places(request.param)
 
 
 # -- interrupts ------------------------------------------------------------------------------------

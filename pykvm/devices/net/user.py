@@ -6,15 +6,14 @@ whatever becomes of it. It needs no privileges; started by root it becomes nobod
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-import threading
 
+from pykvm.children import die_with_parent
 from pykvm.devices.net.backend import NetBackend, NetError
 from pykvm.devices.net.ports import StreamPort
 from pykvm.devices.net.stream import prepare
@@ -23,7 +22,6 @@ from pykvm.typed import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PR_SET_PDEATHSIG = 1
 _SETTLE = 0.15  # seconds in which passt says that its options are wrong
 
 
@@ -100,18 +98,11 @@ class UserNet(NetBackend):
         if mtu is not None:
             command += ["--mtu", str(mtu)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        libc = ctypes.CDLL(None)  # loaded before the fork
-
-        def die_with_us() -> None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-        # The signal comes when the *thread* that forked ends: only the main one lasts.
-        lasting = threading.current_thread() is threading.main_thread()
         try:
             self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
                 [*command, *arguments], pass_fds=[far.fileno()], stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=self._log, start_new_session=True,
-                preexec_fn=die_with_us if lasting else None,
+                preexec_fn=die_with_parent(signal.SIGTERM),
             )  # fmt: skip
         except OSError as error:
             near.close()

@@ -6,6 +6,7 @@ that its other tools work on it. What was begun goes on where it was.
 
 from __future__ import annotations
 
+import glob
 import os
 import pathlib
 import shutil
@@ -13,10 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+from pykvm.children import die_with_parent
 from pykvm.fuzz.afl import numbers
 from pykvm.fuzz.errors import FuzzError
 from pykvm.typed import Self
@@ -97,8 +99,9 @@ class Campaign:
         self._seeds = self._find_seeds(seeds)
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._restarts = 0
-        self._before = (time.monotonic(), 0)
-        self._speed = 0.0
+        self._ended: list[numbers.Numbers] = []  # of workers that were killed
+        self._before: dict[str, numbers.Numbers] = {}
+        self._speeds: dict[str, float] = {}
 
     def _find_seeds(self, seeds: str | os.PathLike[str] | None) -> pathlib.Path:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -139,8 +142,7 @@ class Campaign:
         with open(self.output / f"{name}.log", "ab") as log:
             self._workers[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
+                env=environment, start_new_session=True, preexec_fn=die_with_parent(signal.SIGTERM),
             )  # fmt: skip
 
     def poll(self) -> Status:
@@ -153,20 +155,18 @@ class Campaign:
                 if code > 0 or self._restarts >= _MOST_RESTARTS:
                     raise FuzzError(f"afl-fuzz ({name}) failed: {self._said(name)}")
                 self._restarts += 1  # somebody killed it: it goes on where it was
+                self._ended.append(self._counted(name))
                 self._launch(name)
                 alive += 1
-        counted = [numbers.read(self.output / f"{name}.numbers") for name in self._workers]
-        runs, now = sum(n.runs for n in counted), time.monotonic()
-        if runs != self._before[1]:
-            self._speed = max(0, runs - self._before[1]) / max(1e-3, now - self._before[0])
-            self._before = now, runs
+        counted = self._ended + [self._speedy(name) for name in self._workers]
+        runs = sum(n.runs for n in counted)
         stats = [self._read(name) for name in self.names]
         return Status(
             executions=runs,
-            per_second=self._speed if alive else 0.0,
-            corpus=max(len(list(self._files(name, "queue"))) for name in self.names),
+            per_second=sum(self._speeds.values()) if alive else 0.0,
+            corpus=max(len(self._files(name, "queue")) for name in self.names),
             crashes=len(self.crashes()),
-            hangs=sum(len(list(self._files(name, "hangs*"))) for name in self.names),
+            hangs=sum(len(self._files(name, "hangs*")) for name in self.names),
             edges=max(_whole(s, "edges_found") for s in stats),
             stability=min((_real(s, "stability") for s in stats if s), default=100.0),
             pages=sum(n.pages for n in counted) / runs if runs else 0.0,
@@ -174,8 +174,21 @@ class Campaign:
             alive=alive,
         )
 
-    def _files(self, name: str, kind: str) -> Iterator[pathlib.Path]:
-        return (self.output / name).glob(f"{kind}/id*")
+    def _counted(self, name: str) -> numbers.Numbers:
+        return numbers.read(self.output / f"{name}.numbers")
+
+    def _speedy(self, name: str) -> numbers.Numbers:
+        """A worker's numbers; and its speed between the last two that it wrote."""
+        now, before = self._counted(name), self._before.get(name, numbers.Numbers())
+        if now.seconds < before.seconds:
+            before = numbers.Numbers()  # it was started again
+        if now.seconds > before.seconds:
+            self._speeds[name] = (now.runs - before.runs) / (now.seconds - before.seconds)
+        self._before[name] = now
+        return now
+
+    def _files(self, name: str, kind: str) -> list[pathlib.Path]:
+        return _found(self.output / name, f"{kind}/id*")
 
     def _read(self, name: str) -> dict[str, str]:
         """AFL++'s own numbers, which it writes once a minute and at the end."""
@@ -228,7 +241,12 @@ class Campaign:
 
 def crash_files(output: str | os.PathLike[str]) -> list[pathlib.Path]:
     """The inputs below an output directory that crashed, oldest names first."""
-    return sorted(pathlib.Path(output).glob("*/crashes*/id*"))
+    return sorted(_found(output, "*/crashes*/id*"))
+
+
+def _found(folder: str | os.PathLike[str], pattern: str) -> list[pathlib.Path]:
+    # Not pathlib's: afl-fuzz renames and removes directories meanwhile, which glob's passes over.
+    return [pathlib.Path(folder, name) for name in glob.glob(pattern, root_dir=folder)]
 
 
 def _whole(stats: dict[str, str], key: str) -> int:

@@ -19,6 +19,7 @@ import signal
 import struct
 from collections.abc import Callable, Sequence
 
+from pykvm.children import die_with_parent
 from pykvm.fuzz.afl.numbers import VARIABLE, Counter
 from pykvm.fuzz.afl.sharedmemory import SharedMemory
 from pykvm.fuzz.coverage import Coverage
@@ -63,15 +64,16 @@ class Decoy:
         if self._alive:
             return
         ready, told = os.pipe()
-        parent = os.getpid()
+        leave = die_with_parent()
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                _die_with(parent)
+                if leave is not None:
+                    leave()
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
                     signal.signal(number, signal.SIG_DFL)
                 os.write(told, b"x")
-                os.closerange(3, os.sysconf("SC_OPEN_MAX") if told > 4096 else 4096)
+                os.closerange(3, os.sysconf("SC_OPEN_MAX"))
                 while True:
                     signal.pause()
             finally:
@@ -98,14 +100,6 @@ class Decoy:
         if self._alive:
             os.kill(self.pid, signal.SIGKILL)
             self._reap()
-
-
-def _die_with(parent: int) -> None:
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 class ForkServer:
