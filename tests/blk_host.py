@@ -106,11 +106,28 @@ class EngineHost:
                 done += found
             if len(done) >= count:
                 return done
-            ready, _, _ = select.select([self.calls[index], self.event], [], [], 20)
-            assert ready, f"{len(done)} of {count} requests came back"
+            ready = self._wait(self.calls[index])
+            assert ready, f"{len(done)} of {count} requests came back; {self._stuck(index)}"
             if self.event in ready:
                 return done + driver.used()
             os.eventfd_read(self.calls[index])
+
+    def _wait(self, call: int) -> list[int]:
+        """What is readable. A host whose disk is busy may take long; nothing in flight may not."""
+        for _ in range(12):
+            if ready := select.select([call, self.event], [], [], 20)[0]:
+                return ready
+            if not self.engine.in_flight:
+                break
+        return []
+
+    def _stuck(self, index: int) -> str:
+        """Where requests that did not come back may be."""
+        driver, flight = self.drivers[index], self.engine.in_flight
+        return (
+            f"{flight} in flight, {len(driver.chains)} with the device, {len(driver.used())} used "
+            f"without an interrupt, {self.queues[index].state()}"
+        )
 
     def request(
         self, kind: int, sector: int = 0, out: bytes = b"", room: int = 0, *, at: int = DATA,
